@@ -1,1 +1,8 @@
-//! Skeleton.
+//! Andon's device agent: sees, decides, watches for drift, spools, uploads, updates itself. The binary is a thin
+//! shell around this library.
+//!
+//! Invariants: nothing beside the frame path can delay it; a local copy goes only after the server's own
+//! acknowledgement; an update that does not prove itself is undone. It holds no server code and never trains.
+
+pub mod clock;
+pub mod files;
