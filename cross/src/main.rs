@@ -1,2 +1,48 @@
-//! Skeleton.
-fn main() {}
+//! `cargo xtask …`: everything around the code that a person or the continuous integration types. Each command is a
+//! module; none of them asks a question, and each says what it does before it takes long.
+//!
+//! It is compiled before anything else, so it depends on nearly nothing, and on no crate of this repository.
+
+mod data;
+mod demo;
+mod shell;
+mod split;
+mod test;
+mod ui;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, tests and shows Andon")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch the solar-cell images and the pretrained weights into the cache, verified by digest.
+    Data,
+    /// Build the dashboard, where it changed since it was last built.
+    Ui,
+    /// Everything that must hold before a change lands: format, lints, dashboard, tests, the loop end to end.
+    Test,
+    /// Show the whole loop on real images.
+    Demo(demo::DemoOptions),
+    /// Run a quick demo, and take the picture of the dashboard that the README shows.
+    Screenshot,
+}
+
+fn main() {
+    let result = match Arguments::parse().command {
+        Command::Data => data::fetch().map(drop),
+        Command::Ui => ui::build(),
+        Command::Test => test::run(),
+        Command::Demo(options) => demo::run(&options),
+        Command::Screenshot => demo::screenshot(),
+    };
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
+}
