@@ -234,6 +234,8 @@ body! {
         model: Digest,
         bytes: u64,
         labels: Vec<String>,
+        /// Index into `labels` of the class whose parts are rejected.
+        reject: u32,
         parent: Option<ReleaseId>,
         dataset: Digest,
         run: Option<String>,
