@@ -1,0 +1,1 @@
+export function RolloutPage() { return null; }
