@@ -1,0 +1,166 @@
+//! What a network is made of and what runs it: a table for people.
+
+use std::fmt;
+
+use crate::{
+    graph::{Graph, NodeId},
+    model::Model,
+    shape::{self, Shapes},
+};
+
+/// One line a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub node: String,
+    pub operator: String,
+    pub engine: &'static str,
+    /// Why that engine.
+    pub why: &'static str,
+    /// Of the first output, where it is known.
+    pub shape: Option<Vec<usize>>,
+    /// Elements of the constants it reads.
+    pub parameters: u64,
+    /// Multiply-accumulates, where they follow from known shapes.
+    pub macs: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    pub model: String,
+    pub opset: i64,
+    pub rows: Vec<Row>,
+    pub embedding: Option<String>,
+    /// Elements of all constants; one that two nodes read counts once.
+    pub parameters: u64,
+    pub constant_bytes: u64,
+    /// `None` if a node's are unknown.
+    pub macs: Option<u64>,
+}
+
+impl Explanation {
+    pub(crate) fn of(model: &Model) -> Self {
+        let graph = model.graph();
+        // The shapes passed when the model was loaded.
+        let shapes = model.shapes(&model.closed_inputs()).ok();
+        let rows: Vec<Row> = graph.nodes().map(|(id, _, _)| row(graph, shapes.as_ref(), id)).collect();
+        let elements = |t: &crate::onnx::TensorProto| t.elements().unwrap_or(0) as u64;
+        Self {
+            model: model.name().into(),
+            opset: graph.opset(),
+            embedding: model.embedding().map(str::to_owned),
+            parameters: graph.values().filter_map(|id| graph.constant(id)).map(elements).sum(),
+            constant_bytes: model.constant_bytes(),
+            macs: rows.iter().map(|row| row.macs).sum(),
+            rows,
+        }
+    }
+}
+
+fn row(graph: &Graph, shapes: Option<&Shapes>, id: NodeId) -> Row {
+    let (node, proto) = (graph.node(id), graph.proto(id));
+    let constants = node.inputs.iter().flatten().filter_map(|v| graph.constant(*v));
+    let output = node.outputs.first().copied().flatten();
+    Row {
+        node: node.name.clone(),
+        operator: proto.op_type.clone(),
+        engine: "tract",
+        why: "runs whole models",
+        shape: output.and_then(|v| shapes?.of(v)).map(<[usize]>::to_vec),
+        parameters: constants.map(|t| t.elements().unwrap_or(0) as u64).sum(),
+        macs: shapes.and_then(|shapes| shape::macs(graph, shapes, id)),
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let header = ["node", "operator", "engine", "why", "output", "parameters", "MACs"].map(str::to_owned);
+        let count = |n: Option<u64>| n.map_or("?".into(), grouped);
+        let cells = self.rows.iter().map(|row| {
+            [
+                shorten(&row.node),
+                row.operator.clone(),
+                row.engine.into(),
+                row.why.into(),
+                row.shape.as_ref().map_or("?".into(), |dims| format!("{dims:?}")),
+                grouped(row.parameters),
+                count(row.macs),
+            ]
+        });
+        let lines: Vec<[String; 7]> = std::iter::once(header).chain(cells).collect();
+        let width: [usize; 7] =
+            std::array::from_fn(|c| lines.iter().map(|line| line[c].chars().count()).max().unwrap_or(0));
+        for line in &lines {
+            for (c, cell) in line.iter().enumerate() {
+                let gap = if c == 0 { "" } else { "  " };
+                // Numbers are aligned right.
+                if c >= 5 {
+                    write!(f, "{gap}{cell:>w$}", w = width[c])?;
+                } else {
+                    write!(f, "{gap}{cell:<w$}", w = width[c])?;
+                }
+            }
+            writeln!(f)?;
+        }
+        let Self { model, opset, rows, embedding, parameters, constant_bytes, macs } = self;
+        let embedding = embedding.as_deref().unwrap_or("none");
+        writeln!(
+            f,
+            "\n{model}: opset {opset}, {} nodes, {} parameters in {} bytes, {} MACs, embedding {embedding}",
+            rows.len(),
+            grouped(*parameters),
+            grouped(*constant_bytes),
+            count(*macs),
+        )
+    }
+}
+
+/// Names in files go up to a kilobyte.
+fn shorten(name: &str) -> String {
+    const CHARS_MAX: usize = 48;
+    if name.chars().count() <= CHARS_MAX {
+        return name.into();
+    }
+    let end: Vec<char> = name.chars().rev().take(CHARS_MAX - 1).collect();
+    std::iter::once('…').chain(end.into_iter().rev()).collect()
+}
+
+/// `1 234 567`
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{float_proto, model, qdq_proto};
+
+    #[test]
+    fn the_table_counts_what_the_network_does() {
+        let explanation = model(float_proto()).explain();
+        assert_eq!(explanation.macs, Some(16 + 4));
+        assert_eq!(explanation.parameters, 4 + 2 + 4 + 2);
+        assert_eq!(explanation.rows[0].shape.as_deref(), Some(&[1, 2, 2, 2][..]));
+        assert_eq!(explanation.embedding.as_deref(), Some("embedding"));
+        let text = explanation.to_string();
+        assert!(text.starts_with("node     operator           engine  why                output"), "{text}");
+        assert!(text.ends_with(
+            "tiny float: opset 13, 5 nodes, 12 parameters in 48 bytes, 20 MACs, embedding embedding\n"
+        ));
+        assert_eq!(model(qdq_proto()).explain().macs, Some(20));
+    }
+
+    #[test]
+    fn long_names_and_numbers_are_readable() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(1_234_567), "1 234 567");
+        assert_eq!(shorten(&"n".repeat(100)).chars().count(), 48);
+    }
+}

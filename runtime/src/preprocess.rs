@@ -1,0 +1,210 @@
+//! From a picture to a network's input: resize, then `(x - mean) / std`.
+//!
+//! Trainer and device call the same function, so that a network sees on the line what it saw in training. The result
+//! is the same to the last bit on every machine: f32 in a fixed order, no fused multiply-add. The whole picture is
+//! resized (the aspect ratio is not kept), bilinear with half-pixel centres; where it shrinks, the triangle widens by
+//! the factor (antialiasing, as in Pillow's and torchvision's), without rounding to bytes in between.
+
+use andon_protocol::release::{Input, Preprocessing};
+
+use crate::{image::Image, tensor::Tensor};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PreprocessError {
+    #[error(
+        "input {width}x{height}x{channels} is not supported, expected are sides of 1 to 8192 and 1 or 3 channels"
+    )]
+    Input { width: u32, height: u32, channels: u32 },
+    #[error("mean has {mean} values and std {std}, expected are {channels} each")]
+    Constants { mean: usize, std: usize, channels: u32 },
+}
+
+/// `[1, channels, height, width]` f32. A grey picture's values are repeated for an RGB network; an RGB picture is
+/// reduced to luma (Rec. 601) for a grey one.
+pub fn preprocess(
+    image: &Image,
+    input: &Input,
+    constants: &Preprocessing,
+) -> Result<Tensor, PreprocessError> {
+    let Input { width, height, channels, .. } = *input;
+    if !(1..=8192).contains(&width) || !(1..=8192).contains(&height) || !matches!(channels, 1 | 3) {
+        return Err(PreprocessError::Input { width, height, channels });
+    }
+    let Preprocessing { mean, std } = constants;
+    if mean.len() != channels as usize || std.len() != channels as usize {
+        return Err(PreprocessError::Constants { mean: mean.len(), std: std.len(), channels });
+    }
+    let (width, height) = (width as usize, height as usize);
+    let planes = resize(image, width, height, channels as usize);
+    let area = width * height;
+    let mut values = Vec::with_capacity(mean.len() * area);
+    for (c, (mean, std)) in mean.iter().zip(std).enumerate() {
+        let plane = &planes[c.min(planes.len() - 1)];
+        values.extend(plane.iter().map(|v| (v - mean) / std));
+    }
+    Ok(Tensor::f32(vec![1, mean.len(), height, width], values).expect("one value for each pixel and channel"))
+}
+
+/// One plane per distinct channel: an RGB network gets one plane from a grey picture.
+fn resize(image: &Image, width: usize, height: usize, channels: usize) -> Vec<Vec<f32>> {
+    let across = Taps::new(image.width(), width);
+    let down = Taps::new(image.height(), height);
+    let planes = if image.channels() == 3 && channels == 3 { 3 } else { 1 };
+    let mut row = vec![0.0; image.width()];
+    let mut middle = vec![0.0; image.height() * width];
+    let mut resized = Vec::with_capacity(planes);
+    for plane in 0..planes {
+        for (y, out) in middle.chunks_exact_mut(width).enumerate() {
+            read_row(image, y, plane, channels, &mut row);
+            for (x, out) in out.iter_mut().enumerate() {
+                let (first, weights) = across.of(x);
+                *out = weights.iter().zip(&row[first..]).fold(0.0, |sum, (w, v)| sum + w * v);
+            }
+        }
+        let mut out = vec![0.0; height * width];
+        for (y, out) in out.chunks_exact_mut(width).enumerate() {
+            let (first, weights) = down.of(y);
+            for (weight, line) in weights.iter().zip(middle[first * width..].chunks_exact(width)) {
+                out.iter_mut().zip(line).for_each(|(sum, v)| *sum += weight * v);
+            }
+        }
+        resized.push(out);
+    }
+    resized
+}
+
+fn read_row(image: &Image, y: usize, plane: usize, channels: usize, row: &mut [f32]) {
+    let stride = image.width() * image.channels();
+    let bytes = &image.pixels()[y * stride..][..stride];
+    match (image.channels(), channels) {
+        (1, _) => row.iter_mut().zip(bytes).for_each(|(out, v)| *out = f32::from(*v)),
+        (_, 1) => {
+            let (pixels, _) = bytes.as_chunks::<3>();
+            row.iter_mut().zip(pixels).for_each(|(out, [r, g, b])| {
+                *out = 0.299 * f32::from(*r) + 0.587 * f32::from(*g) + 0.114 * f32::from(*b);
+            });
+        }
+        _ => {
+            let (pixels, _) = bytes.as_chunks::<3>();
+            row.iter_mut().zip(pixels).for_each(|(out, rgb)| *out = f32::from(rgb[plane]));
+        }
+    }
+}
+
+/// For each output position: where its run of input positions starts, and their weights, which sum to 1.
+struct Taps {
+    runs: Vec<(usize, std::ops::Range<usize>)>,
+    weights: Vec<f32>,
+}
+
+impl Taps {
+    fn new(from: usize, to: usize) -> Self {
+        let scale = from as f64 / to as f64;
+        let support = scale.max(1.0);
+        let mut taps = Self { runs: Vec::with_capacity(to), weights: Vec::new() };
+        let mut run = Vec::new();
+        for out in 0..to {
+            let centre = (out as f64 + 0.5) * scale;
+            // The float-to-int cast saturates at 0. At least one input centre lies within `support` of `centre`.
+            let first = (centre - support + 0.5) as usize;
+            let end = ((centre + support + 0.5) as usize).min(from);
+            run.clear();
+            run.extend((first..end).map(|i| (1.0 - ((i as f64 + 0.5 - centre) / support).abs()).max(0.0)));
+            let sum: f64 = run.iter().sum();
+            let start = taps.weights.len();
+            taps.weights.extend(run.iter().map(|w| (w / sum) as f32));
+            taps.runs.push((first, start..taps.weights.len()));
+        }
+        taps
+    }
+
+    fn of(&self, out: usize) -> (usize, &[f32]) {
+        let (first, range) = &self.runs[out];
+        (*first, &self.weights[range.clone()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn input(width: u32, height: u32, channels: u32) -> Input {
+        Input { name: "image".into(), width, height, channels }
+    }
+
+    fn plain(channels: usize) -> Preprocessing {
+        Preprocessing { mean: vec![0.0; channels], std: vec![1.0; channels] }
+    }
+
+    fn run(image: &Image, width: u32, height: u32, channels: u32) -> Vec<f32> {
+        let tensor = preprocess(image, &input(width, height, channels), &plain(channels as usize)).unwrap();
+        assert_eq!(tensor.shape(), [1, channels as usize, height as usize, width as usize]);
+        tensor.as_f32().unwrap().to_vec()
+    }
+
+    #[test]
+    fn the_same_size_changes_nothing() {
+        let image = Image::new(3, 2, 1, vec![0, 50, 100, 150, 200, 250]).unwrap();
+        assert_eq!(run(&image, 3, 2, 1), [0.0, 50.0, 100.0, 150.0, 200.0, 250.0]);
+    }
+
+    #[test]
+    fn halving_is_a_triangle_over_four_pixels() {
+        // Weights at distances 0.5 and 1.5 of support 2: 0.75 and 0.25; at the border the missing tap's share is spread.
+        let image = Image::new(4, 1, 1, vec![0, 100, 200, 40]).unwrap();
+        let left = (0.75 * 0.0 + 0.75 * 100.0 + 0.25 * 200.0) / 1.75;
+        let right = (0.25 * 100.0 + 0.75 * 200.0 + 0.75 * 40.0) / 1.75;
+        let got = run(&image, 2, 1, 1);
+        assert!((got[0] - left).abs() < 1e-3 && (got[1] - right).abs() < 1e-3, "{got:?}");
+    }
+
+    #[test]
+    fn doubling_interpolates_between_half_pixel_centres() {
+        let image = Image::new(2, 1, 1, vec![0, 100]).unwrap();
+        assert_eq!(run(&image, 4, 1, 1), [0.0, 25.0, 75.0, 100.0]);
+    }
+
+    #[test]
+    fn channels_are_repeated_or_reduced() {
+        let grey = Image::new(1, 1, 1, vec![80]).unwrap();
+        assert_eq!(run(&grey, 1, 1, 3), [80.0; 3]);
+        let colour = Image::new(1, 1, 3, vec![10, 20, 30]).unwrap();
+        assert_eq!(run(&colour, 1, 1, 3), [10.0, 20.0, 30.0]);
+        assert!((run(&colour, 1, 1, 1)[0] - 18.15).abs() < 1e-4);
+    }
+
+    #[test]
+    fn mean_and_std_are_per_channel() {
+        let image = Image::new(1, 1, 3, vec![100, 100, 100]).unwrap();
+        let constants = Preprocessing { mean: vec![0.0, 50.0, 100.0], std: vec![1.0, 2.0, 4.0] };
+        let tensor = preprocess(&image, &input(1, 1, 3), &constants).unwrap();
+        assert_eq!(tensor.as_f32().unwrap(), [100.0, 25.0, 0.0]);
+    }
+
+    #[test]
+    fn inputs_out_of_range_are_errors() {
+        let image = Image::new(1, 1, 1, vec![0]).unwrap();
+        assert!(matches!(preprocess(&image, &input(0, 1, 1), &plain(1)), Err(PreprocessError::Input { .. })));
+        assert!(matches!(preprocess(&image, &input(1, 1, 2), &plain(2)), Err(PreprocessError::Input { .. })));
+        assert!(matches!(
+            preprocess(&image, &input(1, 1, 3), &plain(1)),
+            Err(PreprocessError::Constants { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_size_keeps_values_between_the_extremes(
+            (w, h) in (1usize..40, 1usize..40), width in 1u32..50, height in 1u32..50, seed in any::<u8>(),
+        ) {
+            let pixels: Vec<u8> = (0..w * h).map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed)).collect();
+            let (low, high) = (*pixels.iter().min().unwrap(), *pixels.iter().max().unwrap());
+            let image = Image::new(w, h, 1, pixels).unwrap();
+            for value in run(&image, width, height, 1) {
+                prop_assert!(value >= f32::from(low) - 1e-3 && value <= f32::from(high) + 1e-3);
+            }
+        }
+    }
+}

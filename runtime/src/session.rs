@@ -1,0 +1,398 @@
+//! A network ready to run: [`Session`], over one of the engines behind [`Engine`].
+//!
+//! A session is made once and run many times, from one thread at a time; what an engine allocates, it allocates when
+//! the session is made, as far as it can. A fault inside an engine, a panic included, is an error of this run.
+
+use crate::{
+    engine::{self, Engine},
+    graph::ValueId,
+    model::{LoadError, Model},
+    onnx::DataType,
+    shape::Shapes,
+    tensor::{Data, Tensor},
+};
+
+/// Which engine runs a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineChoice {
+    /// The fastest that can run it.
+    #[default]
+    Auto,
+    /// tract: any ONNX model that it knows, on one thread.
+    Tract,
+}
+
+impl std::str::FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "tract" => Ok(Self::Tract),
+            other => Err(format!("no engine {other:?}, known are auto and tract")),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionOptions {
+    pub engine: EngineChoice,
+    /// Upper bound; an engine may use fewer, and tract uses one.
+    pub threads: usize,
+    /// Refuses a network whose constants and largest set of live values are estimated to need more.
+    pub memory_limit_bytes: u64,
+    /// Shapes for inputs whose size the file leaves open.
+    pub input_shapes: Vec<(String, Vec<usize>)>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { engine: EngineChoice::Auto, threads: 1, memory_limit_bytes: 2 << 30, input_shapes: vec![] }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("model {model:?} has no input {input:?}, it has {known:?}")]
+    UnknownInput { model: String, input: String, known: Vec<String> },
+    #[error("model {model:?}: input {input:?} is missing")]
+    MissingInput { model: String, input: String },
+    #[error("model {model:?}: input {input:?}: expected {expected}, found {actual}")]
+    InputMismatch { model: String, input: String, expected: String, actual: String },
+    #[error("model {model:?}: engine {engine} failed: {reason}")]
+    Engine { model: String, engine: &'static str, reason: String },
+    #[error("model {model:?}: output {output:?}: expected {expected}, found {actual}")]
+    OutputMismatch { model: String, output: String, expected: String, actual: String },
+    #[error(transparent)]
+    Preprocess(#[from] crate::preprocess::PreprocessError),
+}
+
+/// What a session gave, by name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outputs(Vec<(String, Tensor)>);
+
+impl Outputs {
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, tensor)| tensor)
+    }
+
+    pub fn take(&mut self, name: &str) -> Option<Tensor> {
+        let at = self.0.iter().position(|(n, _)| n == name)?;
+        Some(self.0.swap_remove(at).1)
+    }
+
+    /// In the order of the graph's outputs; the embedding, where it is no output itself, comes last.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+}
+
+/// What an engine is asked to run: a network, the shape of each of its inputs in their order, and the values wanted.
+pub(crate) struct Request<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) inputs: &'a [(ValueId, Vec<usize>)],
+    pub(crate) outputs: &'a [ValueId],
+}
+
+struct Input {
+    name: String,
+    data_type: DataType,
+    shape: Vec<usize>,
+}
+
+pub struct Session {
+    engine: Box<dyn Engine>,
+    model: String,
+    inputs: Vec<Input>,
+    outputs: Vec<String>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("model", &self.model).field("engine", &self.engine.name()).finish()
+    }
+}
+
+impl Session {
+    pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, LoadError> {
+        let graph = model.graph();
+        let resolved = model.resolve_inputs(&options.input_shapes)?;
+        let shapes = model.shapes(&resolved)?;
+        let needed = memory_estimate(model, &shapes);
+        if needed > options.memory_limit_bytes {
+            let allowed = options.memory_limit_bytes;
+            return Err(LoadError::Memory { model: model.name().into(), needed, allowed });
+        }
+        let mut outputs = graph.outputs().to_vec();
+        outputs.extend(graph.embedding().filter(|id| !graph.outputs().contains(id)));
+        let request = Request { model, inputs: &resolved, outputs: &outputs };
+        let engine = engine::build(options.engine, &request)?;
+        let mut inputs = Vec::with_capacity(resolved.len());
+        for ((id, shape), (_, info)) in resolved.into_iter().zip(graph.inputs()) {
+            let name = graph.value(id).name.clone();
+            inputs.push(Input { name, data_type: info.data_type().unwrap_or(DataType::Float), shape });
+        }
+        let outputs = outputs.iter().map(|id| graph.value(*id).name.clone()).collect();
+        Ok(Self { engine, model: model.name().into(), inputs, outputs })
+    }
+
+    /// `tract`
+    pub fn engine(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    /// Bytes that the engine keeps for intermediate values, where it plans them itself.
+    pub fn arena_bytes(&self) -> Option<usize> {
+        self.engine.arena_bytes()
+    }
+
+    /// Shape of each input, by name.
+    pub fn inputs(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.inputs.iter().map(|input| (input.name.as_str(), &*input.shape))
+    }
+
+    /// Computes all outputs and the embedding.
+    pub fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Outputs, RunError> {
+        let model = || self.model.clone();
+        if let Some((unknown, _)) =
+            inputs.iter().find(|(name, _)| !self.inputs.iter().any(|i| i.name == *name))
+        {
+            let known = self.inputs.iter().map(|i| i.name.clone()).collect();
+            return Err(RunError::UnknownInput { model: model(), input: (*unknown).into(), known });
+        }
+        let mut ordered = Vec::with_capacity(self.inputs.len());
+        for input in &self.inputs {
+            let given = inputs.iter().find(|(name, _)| *name == input.name).map(|(_, tensor)| tensor);
+            let missing = || RunError::MissingInput { model: model(), input: input.name.clone() };
+            let tensor = given.ok_or_else(missing)?;
+            if tensor.shape() != input.shape || !is_of(tensor.data(), input.data_type) {
+                return Err(RunError::InputMismatch {
+                    model: model(),
+                    input: input.name.clone(),
+                    expected: format!("{:?} {:?}", input.data_type, input.shape),
+                    actual: format!("{} {:?}", tensor.data().type_name(), tensor.shape()),
+                });
+            }
+            ordered.push(tensor);
+        }
+        let engine = self.engine.name();
+        let tensors = self.engine.run(&ordered).map_err(|reason| RunError::Engine {
+            model: model(),
+            engine,
+            reason,
+        })?;
+        Ok(Outputs(self.outputs.iter().cloned().zip(tensors).collect()))
+    }
+}
+
+fn is_of(data: &Data, expected: DataType) -> bool {
+    match data {
+        Data::F32(_) => expected == DataType::Float,
+        Data::U8(_) => expected == DataType::Uint8,
+        Data::I8(_) => expected == DataType::Int8,
+        Data::I32(_) => expected == DataType::Int32,
+        Data::I64(_) => expected == DataType::Int64,
+        Data::Bool(_) => expected == DataType::Bool,
+    }
+}
+
+/// Constants once as loaded and once packed, and the largest sum of values alive at one time, taken as four bytes an
+/// element. Values of unknown shape are not counted: a bound for honest models, not a proof against hostile ones.
+fn memory_estimate(model: &Model, shapes: &Shapes) -> u64 {
+    let graph = model.graph();
+    let bytes = |id: ValueId| shapes.elements(id).unwrap_or(0) as u64 * 4;
+    let mut left: Vec<u32> = graph.values().map(|id| graph.value(id).readers).collect();
+    let (mut live, mut peak) = (graph.inputs().map(|(id, _)| bytes(id)).sum::<u64>(), 0);
+    for (_, node, proto) in graph.nodes() {
+        if proto.op_type == "Constant" {
+            continue;
+        }
+        live += node.outputs.iter().flatten().map(|id| bytes(*id)).sum::<u64>();
+        peak = peak.max(live);
+        for id in node.inputs.iter().flatten().filter(|id| graph.constant(**id).is_none()) {
+            let left = &mut left[id.index()];
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                live = live.saturating_sub(bytes(*id));
+            }
+        }
+    }
+    peak + 2 * model.constant_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        fixtures::{self, EMBEDDING, SCORES, float_proto, image, model, qdq_proto},
+        onnx::{Dimension, GraphProto, Limits, ModelProto, NodeProto, TensorProto, ValueInfoProto},
+    };
+
+    fn session(proto: ModelProto) -> Session {
+        Session::new(&model(proto), &SessionOptions::default()).unwrap()
+    }
+
+    fn close(actual: &Tensor, expected: &[f32]) {
+        let actual = actual.as_f32().unwrap();
+        assert_eq!(actual.len(), expected.len());
+        let far = actual.iter().zip(expected).find(|(a, e)| (*a - *e).abs() > 1e-5);
+        assert_eq!(far, None, "{actual:?} against {expected:?}");
+    }
+
+    #[test]
+    fn results_are_those_computed_by_hand() {
+        for proto in [float_proto(), qdq_proto()] {
+            let mut session = session(proto);
+            for _ in 0..2 {
+                let outputs = session.run(&[("image", image())]).unwrap();
+                close(outputs.get("scores").unwrap(), &SCORES);
+                close(outputs.get("embedding").unwrap(), &EMBEDDING);
+                assert_eq!(outputs.iter().count(), 2);
+            }
+        }
+    }
+
+    #[test]
+    fn values_outside_the_quantised_range_saturate() {
+        // u8 with scale 0.5 and zero point 10 holds -5 to 122.5.
+        let run = |value: f32| {
+            let image = Tensor::f32(vec![1, 2, 2, 2], [[value; 4], [0.0; 4]].concat()).unwrap();
+            session(qdq_proto()).run(&[("image", image)]).unwrap()
+        };
+        assert_eq!(run(1e6), run(122.5));
+        assert_eq!(run(-1e6), run(-5.0));
+    }
+
+    #[test]
+    fn inputs_are_checked() {
+        let mut session = session(float_proto());
+        let small = Tensor::f32(vec![1, 2, 2, 1], vec![0.0; 4]).unwrap();
+        let bytes = Tensor::new(vec![1, 2, 2, 2], Data::U8(vec![0; 8])).unwrap();
+        let cases = [
+            (vec![], r#"model "tiny float": input "image" is missing"#),
+            (vec![("other", image())], r#"model "tiny float" has no input "other", it has ["image"]"#),
+            (
+                vec![("image", small)],
+                r#"model "tiny float": input "image": expected Float [1, 2, 2, 2], found f32 [1, 2, 2, 1]"#,
+            ),
+            (
+                vec![("image", bytes)],
+                r#"model "tiny float": input "image": expected Float [1, 2, 2, 2], found u8 [1, 2, 2, 2]"#,
+            ),
+        ];
+        for (inputs, expected) in cases {
+            assert_eq!(session.run(&inputs).unwrap_err().to_string(), expected);
+        }
+    }
+
+    /// An input whose batch, height and width are open.
+    fn open_proto() -> ModelProto {
+        let mut proto = float_proto();
+        let tensor =
+            proto.graph.as_mut().unwrap().input[0].r#type.as_mut().unwrap().tensor_type.as_mut().unwrap();
+        for i in [0, 2, 3] {
+            tensor.shape.as_mut().unwrap().dim[i].value = Some(Dimension::Param(format!("d{i}")));
+        }
+        proto
+    }
+
+    #[test]
+    fn open_dimensions_are_given_by_the_session() {
+        let model = model(open_proto());
+        let open = |shapes: &[(&str, &[usize])]| {
+            let input_shapes = shapes.iter().map(|(name, dims)| (name.to_string(), dims.to_vec())).collect();
+            Session::new(&model, &SessionOptions { input_shapes, ..Default::default() })
+                .map_err(|e| e.to_string())
+        };
+        let mut session = open(&[("image", &[1, 2, 2, 2])]).unwrap();
+        close(session.run(&[("image", image())]).unwrap().get("scores").unwrap(), &SCORES);
+        assert_eq!(
+            open(&[]).unwrap_err(),
+            r#"model "tiny float": input "image" has shape [?, 2, ?, ?], its size must be given when the session is made"#
+        );
+        assert!(
+            open(&[("image", &[1, 3, 2, 2])]).unwrap_err().contains("takes [?, 2, ?, ?], not [1, 3, 2, 2]")
+        );
+        assert!(open(&[("image", &[1, 2, usize::MAX, 8])]).is_err());
+        assert!(open(&[("nope", &[1])]).unwrap_err().contains(r#"has no input "nope""#));
+    }
+
+    #[test]
+    fn memory_is_estimated_before_it_is_used() {
+        let error = Session::new(
+            &model(float_proto()),
+            &SessionOptions { memory_limit_bytes: 100, ..Default::default() },
+        );
+        assert!(matches!(error, Err(LoadError::Memory { needed, allowed: 100, .. }) if needed > 100));
+    }
+
+    #[test]
+    fn an_unknown_operator_is_named() {
+        let mut proto = float_proto();
+        proto.graph.as_mut().unwrap().node[1].op_type = "Frobnicate".into();
+        let error = Session::new(&model(proto), &SessionOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("Frobnicate") && error.contains("tiny float"), "{error}");
+    }
+
+    /// Attributes and constants that pass the reader but make no sense to an operator.
+    #[test]
+    fn senseless_networks_are_errors() {
+        let broken = |change: &dyn Fn(&mut GraphProto)| {
+            let mut proto = float_proto();
+            change(proto.graph.as_mut().unwrap());
+            let model = Model::from_graph(crate::Graph::new(proto).unwrap(), &Limits::default());
+            model.and_then(|model| Session::new(&model, &SessionOptions::default())).map(drop)
+        };
+        assert!(broken(&|g| g.node[0] = g.node[0].clone().with_ints("strides", &[0, 0])).is_err());
+        assert!(broken(&|g| g.node[0] = g.node[0].clone().with_ints("kernel_shape", &[5, 5])).is_err());
+        assert!(broken(&|g| g.node[0] = g.node[0].clone().with_int("group", 7)).is_err());
+        assert!(
+            broken(&|g| g.initializer[0] = TensorProto::f32("conv.w", &[2, 3, 1, 1], &[0.0; 6])).is_err()
+        );
+        assert!(broken(&|g| g.initializer[1] = TensorProto::f32("conv.b", &[3], &[0.0; 3])).is_err());
+        assert!(broken(&|g| drop(g.node[0].input.drain(..))).is_err());
+    }
+
+    #[test]
+    fn constants_that_ask_for_terabytes_are_refused() {
+        let shape = TensorProto::i64("shape", &[4], &[1 << 20, 1 << 20, 1, 1]);
+        for operator in ["ConstantOfShape", "Expand", "Tile"] {
+            let one = TensorProto::f32("one", &[1, 1, 1, 1], &[1.0]);
+            let inputs = if operator == "ConstantOfShape" { vec!["shape"] } else { vec!["one", "shape"] };
+            let graph = GraphProto {
+                node: vec![NodeProto::new(operator, "huge", inputs, ["y"])],
+                initializer: vec![shape.clone(), one],
+                output: vec![ValueInfoProto { name: "y".into(), r#type: None }],
+                ..Default::default()
+            };
+            let graph = crate::Graph::new(ModelProto::new(graph, 17)).unwrap();
+            let error = Model::from_graph(graph, &Limits::default()).unwrap_err().to_string();
+            assert!(error.contains(r#"node "huge""#) && error.contains("elements"), "{error}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Flips that leave a readable file reach shape inference and the engine.
+        #[test]
+        fn flipped_files_are_no_panic(
+            int8 in any::<bool>(),
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut bytes = if int8 { qdq_proto() } else { float_proto() }.to_bytes();
+            for (at, value) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            let limits = Limits { elements_max: 1 << 16, ..Default::default() };
+            if let Ok(model) = Model::load(&bytes, &limits) {
+                drop(model.explain().to_string());
+                if let Ok(mut session) = Session::new(&model, &SessionOptions::default()) {
+                    drop(session.run(&[("image", fixtures::image())]));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Tensors as they cross the border of the runtime: a shape and row-major elements of one of the types that
+//! networks take and give. Invariant: the shape's product is the number of elements.
+
+/// Elements, by type.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Data {
+    F32(Vec<f32>),
+    U8(Vec<u8>),
+    I8(Vec<i8>),
+    I32(Vec<i32>),
+    I64(Vec<i64>),
+    Bool(Vec<bool>),
+}
+
+impl Data {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::U8(v) => v.len(),
+            Self::I8(v) => v.len(),
+            Self::I32(v) => v.len(),
+            Self::I64(v) => v.len(),
+            Self::Bool(v) => v.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// ONNX's name of the type, lower case.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::F32(_) => "f32",
+            Self::U8(_) => "u8",
+            Self::I8(_) => "i8",
+            Self::I32(_) => "i32",
+            Self::I64(_) => "i64",
+            Self::Bool(_) => "bool",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    data: Data,
+}
+
+/// A shape that does not hold the number of elements given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("shape {shape:?} does not hold {elements} elements")]
+pub struct ShapeError {
+    pub shape: Vec<usize>,
+    pub elements: usize,
+}
+
+impl Tensor {
+    pub fn new(shape: Vec<usize>, data: Data) -> Result<Self, ShapeError> {
+        let product = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        if product == Some(data.len()) {
+            Ok(Self { shape, data })
+        } else {
+            Err(ShapeError { elements: data.len(), shape })
+        }
+    }
+
+    pub fn f32(shape: Vec<usize>, values: Vec<f32>) -> Result<Self, ShapeError> {
+        Self::new(shape, Data::F32(values))
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub fn data(&self) -> &Data {
+        &self.data
+    }
+
+    pub fn into_data(self) -> Data {
+        self.data
+    }
+
+    /// The elements, if they are f32.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match &self.data {
+            Data::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+}
