@@ -160,7 +160,10 @@ mod tests {
         let error = SystemDisk.read(&path, 3).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
         assert!(error.to_string().contains("large"), "{error}");
-        assert_eq!(SystemDisk.length(&folder.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            SystemDisk.length(&folder.path().join("none")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
         SystemDisk.remove(&folder.path().join("none")).unwrap();
     }
 }

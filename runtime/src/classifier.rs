@@ -13,7 +13,7 @@ use crate::{
 /// What a classifier says of a picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
-    /// Probabilities, one a class: the softmax of the network's scores.
+    /// Probabilities, one a class: the softmax of the network's scores, unless it ends in one itself.
     pub scores: Vec<f32>,
     /// Index of the largest score.
     pub class: usize,
@@ -38,6 +38,8 @@ pub struct ClassifierSpec {
 pub struct Classifier {
     session: Session,
     spec: ClassifierSpec,
+    /// The network ends in a softmax of its own.
+    gives_probabilities: bool,
     model: String,
 }
 
@@ -95,7 +97,10 @@ impl Classifier {
             let (model, output) = (model.name().into(), spec.scores.clone());
             return Err(LoadError::OutputSize { model, output, expected, actual });
         }
-        Ok(Self { session, spec, model: model.name().into() })
+        let graph = model.graph();
+        let last = graph.find(&spec.scores).and_then(|id| graph.producer(id));
+        let gives_probabilities = last.is_some_and(|id| graph.proto(id).op_type == "Softmax");
+        Ok(Self { session, spec, gives_probabilities, model: model.name().into() })
     }
 
     pub fn engine(&self) -> &'static str {
@@ -137,7 +142,7 @@ impl Classifier {
                 actual: bad.to_string(),
             });
         }
-        let scores = softmax(&logits);
+        let scores = if self.gives_probabilities { logits } else { softmax(&logits) };
         Ok(Judgement { class: argmax(&scores), scores, embedding })
     }
 }
@@ -218,6 +223,23 @@ mod tests {
         let mut renamed = spec("scores", None, None);
         renamed.input.name = "pixels".into();
         assert!(make(renamed).contains(r#"no input "pixels""#));
+    }
+
+    #[test]
+    fn a_softmax_in_the_network_is_not_repeated() {
+        let mut model = float_proto();
+        let graph = model.graph.as_mut().unwrap();
+        graph.node.push(crate::onnx::NodeProto::new("Softmax", "softmax", ["scores"], ["probabilities"]));
+        graph.output[0].name = "probabilities".into();
+        let mut wide = spec("probabilities", None, Some(2));
+        (wide.input.channels, wide.preprocessing.mean, wide.preprocessing.std) =
+            (2, vec![0.0; 2], vec![1.0; 2]);
+        let model = crate::fixtures::model(model);
+        let mut classifier = Classifier::with_spec(&model, wide, SessionOptions::default()).unwrap();
+        let judgement = classifier.judge(crate::fixtures::image()).unwrap();
+        for (score, expected) in judgement.scores.iter().zip(softmax(&crate::fixtures::SCORES)) {
+            assert!((score - expected).abs() < 1e-5);
+        }
     }
 
     #[test]

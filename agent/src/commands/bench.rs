@@ -1,0 +1,97 @@
+//! `andon-agent bench`: how long one run of a network takes here. One JSON line, for people and for scripts that
+//! compare runtimes: `{"median_ms":…,"min_ms":…,"p99_ms":…,"arena_bytes":…,"engine":…}`.
+
+use std::{path::PathBuf, time::Duration};
+
+use andon_agent::clock::{Clock, SystemClock};
+use andon_runtime::{Data, Session, SessionOptions, Tensor};
+use anyhow::bail;
+
+use super::{EngineArgs, load_model};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// ONNX file, or a release's folder
+    #[arg(long)]
+    model: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Timed runs
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    runs: u32,
+    /// Runs before the first timed one
+    #[arg(long, default_value_t = 10)]
+    warmup: u32,
+}
+
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let model = load_model(&args.model)?;
+    let (engine, threads) = (args.engine.engine, usize::from(args.engine.threads));
+    let mut session = Session::new(&model, &SessionOptions { engine, threads, ..Default::default() })?;
+    if let Some(port) =
+        model.inputs().iter().find(|p| p.data_type != Some(andon_runtime::onnx::DataType::Float))
+    {
+        bail!("input {:?} is {:?}, only f32 inputs can be timed", port.name, port.data_type);
+    }
+    let inputs = session.inputs().map(|(name, shape)| Ok((name.to_owned(), noise(shape)?)));
+    let inputs: Vec<(String, Tensor)> = inputs.collect::<anyhow::Result<_>>()?;
+    let inputs: Vec<(&str, Tensor)> =
+        inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    for _ in 0..args.warmup {
+        session.run(&inputs)?;
+    }
+    let clock = SystemClock::new();
+    let mut times = Vec::with_capacity(args.runs as usize);
+    for _ in 0..args.runs {
+        let start = clock.elapsed();
+        session.run(&inputs)?;
+        times.push(clock.elapsed().saturating_sub(start));
+    }
+    times.sort_unstable();
+    let result = serde_json::json!({
+        "median_ms": ms(quantile(&times, 50)),
+        "min_ms": ms(quantile(&times, 0)),
+        "p99_ms": ms(quantile(&times, 99)),
+        "arena_bytes": session.arena_bytes(),
+        "engine": session.engine(),
+    });
+    println!("{result}");
+    Ok(())
+}
+
+/// Nearest rank, of sorted times; `times` is not empty.
+fn quantile(times: &[Duration], percent: usize) -> Duration {
+    times[(times.len() * percent).div_ceil(100).clamp(1, times.len()) - 1]
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// The same values each time, between -2 and 2, in no regular pattern: the time of a network must not depend on what
+/// it sees, and zeros would hide where it does.
+fn noise(shape: &[usize]) -> anyhow::Result<Tensor> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        // xorshift32: Marsaglia 2003.
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as f32 / u32::MAX as f32 * 4.0 - 2.0
+    };
+    let values = (0..shape.iter().product()).map(|_| next()).collect();
+    Ok(Tensor::new(shape.to_vec(), Data::F32(values))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_nearest_ranks() {
+        let times: Vec<Duration> = (1..=100).map(Duration::from_millis).collect();
+        let of = |percent| quantile(&times, percent).as_millis();
+        assert_eq!((of(0), of(50), of(99), of(100)), (1, 50, 99, 100));
+        assert_eq!(quantile(&times[..1], 99).as_millis(), 1);
+    }
+}

@@ -1,0 +1,16 @@
+//! `andon-agent explain`: what a network is made of and what would run it.
+
+use std::path::PathBuf;
+
+use super::load_model;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExplainArgs {
+    /// ONNX file, or a release's folder
+    model: PathBuf,
+}
+
+pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
+    print!("{}", load_model(&args.model)?.explain());
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! What a person types at a device beside `run`: one module a subcommand, each an `Args` struct and a `run` function.
+
+pub(crate) mod bench;
+pub(crate) mod explain;
+pub(crate) mod infer;
+
+use std::{fs::File, io::Read, path::Path};
+
+use andon_runtime::{EngineChoice, Limits, Model};
+use anyhow::{Context, bail};
+
+/// Engine and threads, as every subcommand that runs a network takes them.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct EngineArgs {
+    /// What computes the network: `auto` takes the fastest that can run it
+    #[arg(long, default_value = "auto")]
+    pub(crate) engine: EngineChoice,
+    /// Threads that the engine may use
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) threads: u16,
+}
+
+/// A whole file of at most `bytes_max`.
+pub(crate) fn read(path: &Path, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(bytes_max as u64 + 1).read_to_end(&mut bytes));
+    read.with_context(|| format!("cannot read {}", path.display()))?;
+    if bytes.len() > bytes_max {
+        bail!("{} has more than {bytes_max} bytes", path.display());
+    }
+    Ok(bytes)
+}
+
+/// An ONNX file, or the one in a release's folder.
+pub(crate) fn load_model(path: &Path) -> anyhow::Result<Model> {
+    let path = if path.is_dir() { path.join(andon_protocol::release::MODEL_FILE) } else { path.to_owned() };
+    let limits = Limits::default();
+    let bytes = read(&path, limits.file_bytes_max)?;
+    Model::load(&bytes, &limits).with_context(|| format!("cannot load {}", path.display()))
+}
