@@ -8,7 +8,7 @@ import { PlusIcon } from "../parts/icons";
 import { Lamp } from "../parts/lamp";
 import { Empty, Failed, Head, Loaded } from "../parts/page";
 import { RejectSpark } from "../parts/spark";
-import { ago, bytes, count, micros, percent, rate } from "../pure/format";
+import { ago, bytes, count, micros, percent, plural, rate } from "../pure/format";
 import { lamp, run as runWord, update as updateWord } from "../pure/words";
 import { navigate, query, setQuery } from "../router";
 import { may } from "../session";
@@ -108,7 +108,7 @@ function Loop({ overview, runs, rollouts, releases }: LoopProps) {
         {running ? `${running.model}: ${running.stage || "waiting for a worker"}` : lastRun ? `${lastRun.model}, ${ago(lastRun.finished_ms ?? lastRun.created_ms, now.value)}` : "starts by policy"}
       </Tile>
       <Tile href="/models" name="Newest release" value={newest?.id ?? "None"}>
-        {newest ? `${count(newest.devices)} devices, ${ago(newest.created_ms, now.value)}` : "publish one to begin"}
+        {newest ? `on ${plural(newest.devices, "device")}, ${ago(newest.created_ms, now.value)}` : "publish one to begin"}
       </Tile>
       <Tile
         href={rollout ? `/rollouts/${encodeURIComponent(rollout.id)}` : "/rollouts"}
@@ -178,7 +178,7 @@ function DeviceTable({ devices, releases }: { devices: Device[]; releases: Relea
         <table class="rows">
           <thead>
             <tr>
-              <th>Device</th>
+              <th class="first">Device</th>
               <th>State</th>
               <th>Release</th>
               <th class="num">Frames/s</th>

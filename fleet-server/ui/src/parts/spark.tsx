@@ -1,7 +1,7 @@
 // A device's reject rate over the last minutes, as one small line.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { percent } from "../pure/format";
-import { classRate, recentRate } from "../pure/series";
+import { binnedRate, recentRate } from "../pure/series";
 import { useTelemetry } from "../telemetry";
 
 const RANGE_MS = 10 * 60_000;
@@ -33,9 +33,11 @@ export function RejectSpark({ device, reject }: { device: string; reject: number
 function Line({ device, reject }: { device: string; reject: number }) {
   const { points, loaded } = useTelemetry(device, RANGE_MS, 120, 2000);
   const rate = recentRate(points, reject, 12);
-  const values = points.map(classRate(reject)).filter((v) => v !== null);
+  const values = binnedRate(points, reject, 40);
   const step = WIDTH / Math.max(1, values.length - 1);
-  const y = (v: number) => (HEIGHT - 2 - v * (HEIGHT - 4)).toFixed(1);
+  // The same scale for quiet and noisy devices: a small rate must not look like a large one.
+  const top = Math.max(0.3, ...values) * 1.1;
+  const y = (v: number) => (HEIGHT - 2 - (v / top) * (HEIGHT - 4)).toFixed(1);
   const path = values.map((v, i) => `${i === 0 ? "M" : "L"}${(i * step).toFixed(1)} ${y(v)}`).join("");
   return (
     <>

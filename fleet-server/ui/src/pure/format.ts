@@ -6,6 +6,10 @@ export function count(n: number): string {
   return n.toString().replace(/\B(?=(\d{3})+(?!\d))/g, " ");
 }
 
+export function plural(n: number, noun: string): string {
+  return `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
+}
+
 /** Powers of 1000, as disks and links are sold. */
 export function bytes(n: number): string {
   if (n < 1000) return `${n} B`;

@@ -56,3 +56,19 @@ export function rejectRate(window: { class_counts: readonly number[] }, reject: 
   const total = window.class_counts.reduce((sum, n) => sum + n, 0);
   return total === 0 ? null : (window.class_counts[reject] ?? 0) / total;
 }
+
+export interface Chained {
+  seq: number;
+  previous: string;
+  hash: string;
+}
+
+/** The number of the first entry (from the oldest) that does not follow the one before it; entries are newest first. */
+export function firstBreak(entries: readonly Chained[]): number | null {
+  for (let i = entries.length - 2; i >= 0; i--) {
+    const entry = entries[i];
+    const before = entries[i + 1];
+    if (entry && before && (entry.previous !== before.hash || entry.seq !== before.seq + 1)) return entry.seq;
+  }
+  return null;
+}

@@ -72,3 +72,15 @@ export function recentRate(points: readonly SeriesPoint[], index: number, n: num
   }
   return total === 0 ? null : hits / total;
 }
+
+/** Class rate over `bins` equal stretches of the points: a sparkline of sums, not of single noisy windows. */
+export function binnedRate(points: readonly SeriesPoint[], index: number, bins: number): number[] {
+  const size = Math.max(1, Math.ceil(points.length / bins));
+  const rates: number[] = [];
+  // From the newest backwards, so that a new window changes the last bin, not all of them.
+  for (let end = points.length; end > 0; end -= size) {
+    const rate = recentRate(points.slice(Math.max(0, end - size), end), index, size);
+    if (rate !== null) rates.unshift(rate);
+  }
+  return rates;
+}
