@@ -1,5 +1,6 @@
 //! Engines: what computes a network. Each is a module here, made by one line in [`build`].
 
+mod qdq;
 mod tract;
 
 use crate::{

@@ -1,16 +1,24 @@
 //! The engine `tract`: the crate of that name runs the whole network, on one thread.
 //!
-//! It takes any ONNX model that tract knows. It is the reference for float networks and the fallback for the rest;
-//! its int8 is slow (it has no fused quantised convolution for the Q/DQ form).
+//! It takes any ONNX model that tract knows, and is the reference for float networks and the fallback for the rest.
+//! Quantised networks run in float with every rounding to 8 bits in its place: see [`super::qdq`].
 
 use std::sync::Arc;
 
 use prost::Message;
-use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::format_err;
-use tract_onnx::{tract_core::plan::SimpleState, tract_hir::infer::Factoid};
+use tract_onnx::{
+    model::ParsingContext,
+    pb,
+    prelude::*,
+    tract_core::{
+        internal::format_err,
+        ops::element_wise::{ElementWiseMiniOp, ElementWiseOp},
+        plan::SimpleState,
+    },
+    tract_hir::internal::{ElementWiseIntoHir, Factoid, InferenceOp},
+};
 
-use super::{Engine, guarded};
+use super::{Engine, guarded, qdq};
 use crate::{
     model::LoadError,
     session::Request,
@@ -38,8 +46,9 @@ impl Tract {
 fn load(request: &Request<'_>) -> TractResult<Arc<TypedRunnableModel>> {
     let graph = request.model.graph();
     // Our messages and tract's are the same on the wire.
-    let proto = tract_onnx::pb::ModelProto::decode(&*graph.model_proto().encode_to_vec())?;
-    let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
+    let proto = pb::ModelProto::decode(&*qdq::to_float(graph).encode_to_vec())?;
+    let mut onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
+    onnx.op_register.insert(qdq::ROUND_TRIP, round_trip);
     let mut model = onnx.model_for_proto_model(&proto)?;
     drop(proto);
     for (i, (_, dims)) in request.inputs.iter().enumerate() {
@@ -55,6 +64,40 @@ fn load(request: &Request<'_>) -> TractResult<Arc<TypedRunnableModel>> {
 fn outlet(model: &InferenceModel, name: &str) -> TractResult<OutletId> {
     let found = model.find_outlet_label(name);
     found.ok_or_else(|| format_err!("value {name:?} is missing after import"))
+}
+
+fn round_trip(_: &ParsingContext, node: &pb::NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let integer = |name: &str| Ok::<_, TractError>(node.get_attr::<i64>(name)? as f32);
+    let scale = node.get_attr("scale")?;
+    let step = RoundTrip { scale, zero: integer("zero")?, low: integer("low")?, high: integer("high")? };
+    Ok((ElementWiseOp(Box::new(step), None).into_hir(), vec![]))
+}
+
+/// [`qdq::ROUND_TRIP`] as an operator of tract's.
+#[derive(Debug, Clone, PartialEq)]
+struct RoundTrip {
+    scale: f32,
+    zero: f32,
+    low: f32,
+    high: f32,
+}
+
+impl Eq for RoundTrip {}
+
+impl ElementWiseMiniOp for RoundTrip {
+    fn name(&self) -> String {
+        qdq::ROUND_TRIP.into()
+    }
+
+    fn eval_in_place(&self, tensor: &mut Tensor, _: Option<DatumType>) -> TractResult<()> {
+        let Self { scale, zero, low, high } = *self;
+        for v in tensor.try_as_plain_ram_mut()?.as_slice_mut::<f32>()? {
+            // NaN becomes `low`, as in ONNX Runtime.
+            let q = ((*v / scale).round_ties_even() + zero).max(low).min(high);
+            *v = (q - zero) * scale;
+        }
+        Ok(())
+    }
 }
 
 impl Engine for Tract {
