@@ -9,7 +9,9 @@ use sha2::{Digest as _, Sha256};
 /// Why a text is no id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    #[error("{kind} {text:?}: allowed are 1 to {max} characters of a-z, 0-9, '-', '_' and '.', the first one a-z or 0-9")]
+    #[error(
+        "{kind} {text:?}: allowed are 1 to {max} characters of a-z, 0-9, '-', '_' and '.', the first one a-z or 0-9"
+    )]
     Name { kind: &'static str, text: String, max: usize },
     #[error("digest {text:?}: expected 64 lowercase hexadecimal digits")]
     Digest { text: String },

@@ -17,5 +17,8 @@ pub mod telemetry;
 pub mod topics;
 pub mod tuf;
 
+#[cfg(test)]
+mod wire_tests;
+
 pub use codec::{DecodeError, decode, encode};
 pub use ids::{BootId, DeviceId, Digest, IdError, ReleaseId};

@@ -151,7 +151,10 @@ impl GoldenSet {
             return invalid(format!("{} cases, allowed are 1 to {}", set.cases.len(), Self::CASES_MAX));
         }
         if let Some(case) = set.cases.iter().find(|c| !is_plain_file_name(&c.image)) {
-            return invalid(format!("image {:?} is no plain file name", case.image.chars().take(80).collect::<String>()));
+            return invalid(format!(
+                "image {:?} is no plain file name",
+                case.image.chars().take(80).collect::<String>()
+            ));
         }
         Ok(set)
     }
@@ -163,7 +166,11 @@ pub fn is_plain_file_name(name: &str) -> bool {
     (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(legal)
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(kind: &'static str, bytes: &[u8], max: usize) -> Result<T, DecodeError> {
+fn from_json<T: serde::de::DeserializeOwned>(
+    kind: &'static str,
+    bytes: &[u8],
+    max: usize,
+) -> Result<T, DecodeError> {
     if bytes.len() > max {
         return Err(DecodeError::TooLarge { kind, bytes: bytes.len(), max });
     }

@@ -59,7 +59,11 @@ impl Wire for SampleManifest {
         if !matches!(self.content_type.as_str(), "image/png" | "image/jpeg") {
             return Err("content type is neither image/png nor image/jpeg".into());
         }
-        if self.source.len() > 256 || self.scores.len() > 1024 || self.projection.len() > 256 || self.stats.len() > 32 {
+        if self.source.len() > 256
+            || self.scores.len() > 1024
+            || self.projection.len() > 256
+            || self.stats.len() > 32
+        {
             return Err("source, scores, projection or stats too long".into());
         }
         if !(self.inclusion_probability > 0.0 && self.inclusion_probability <= 1.0) {

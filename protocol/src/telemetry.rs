@@ -49,7 +49,9 @@ pub struct Record {
 impl Record {
     fn check(&self) -> Result<(), String> {
         match &self.body {
-            Body::Window(w) if w.charts.len() > 32 => Err(format!("{} charts, allowed are 32", w.charts.len())),
+            Body::Window(w) if w.charts.len() > 32 => {
+                Err(format!("{} charts, allowed are 32", w.charts.len()))
+            }
             Body::Window(w) if w.class_counts.len() > 1024 => {
                 Err(format!("{} classes, allowed are 1024", w.class_counts.len()))
             }
@@ -133,7 +135,9 @@ pub enum DriftCause {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Event {
-    AgentStarted { version: String },
+    AgentStarted {
+        version: String,
+    },
     DriftAlarm {
         cause: DriftCause,
         /// Names of the charts that fired.
@@ -145,10 +149,20 @@ pub enum Event {
     },
     DriftCleared,
     /// A release changed its place on the device. `detail` says why where it went wrong.
-    Update { release: ReleaseId, phase: crate::state::UpdatePhase, detail: Option<String> },
+    Update {
+        release: ReleaseId,
+        phase: crate::state::UpdatePhase,
+        detail: Option<String>,
+    },
     /// The spool was over its budget and forgot these, the least valuable first.
-    SpoolDropped { records: u64, samples: u64, bytes: u64 },
-    Fault { what: String },
+    SpoolDropped {
+        records: u64,
+        samples: u64,
+        bytes: u64,
+    },
+    Fault {
+        what: String,
+    },
 }
 
 impl Event {

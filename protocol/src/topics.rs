@@ -83,7 +83,8 @@ mod tests {
         for channel in Channel::ALL {
             assert_eq!(parse(&topic(&device, channel)), Some((device.clone(), channel)));
         }
-        for foreign in ["", "andon/v1/", "andon/v2/line-1/up/t", "andon/v1/LINE/up/t", "andon/v1/line-1/up/x"] {
+        for foreign in ["", "andon/v1/", "andon/v2/line-1/up/t", "andon/v1/LINE/up/t", "andon/v1/line-1/up/x"]
+        {
             assert_eq!(parse(foreign), None, "{foreign}");
         }
     }
