@@ -93,6 +93,11 @@ impl<T: Role> Signed<T> {
 }
 
 impl Signed<Root> {
+    /// The role as read, proven by nothing: for whoever wrote it themselves, and for tools that show files.
+    pub fn unverified(&self) -> &Root {
+        &self.role
+    }
+
     /// A new root must be signed by the keys of the root before it and by its own (§5.3.4); the first one by its own.
     pub(super) fn verify_self(self) -> Result<Verified<Root>, TufError> {
         let own = self.role.clone();

@@ -14,7 +14,7 @@
 
 use super::{
     Header, ROOT_ROTATIONS_MAX, RoleName, TufError, UtcTime,
-    roles::{MetaFile, Role, Root, Snapshot, TargetFile, Targets, Timestamp},
+    roles::{MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp},
     signed::{Signed, Verified},
 };
 use crate::ids::{Digest, ReleaseId};
