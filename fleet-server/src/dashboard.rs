@@ -60,7 +60,8 @@ fn answer(path: &str, headers: &HeaderMap, find: impl Fn(&str) -> Option<File>) 
 
 fn respond(name: &str, cache: &'static str, file: File, headers: &HeaderMap) -> Response {
     let etag = format!("\"{}\"", hex::encode(&file.sha256[..16]));
-    let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains(&etag));
+    let known =
+        headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains(&etag));
     let mut response = if known {
         StatusCode::NOT_MODIFIED.into_response()
     } else {

@@ -1,0 +1,5 @@
+//! Through the real router, on both databases.
+
+mod openapi;
+mod roles;
+mod session;
