@@ -1,0 +1,55 @@
+//! Sizes of a demo. The quick one is the same with smaller numbers.
+
+use crate::fleet::Degrade;
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub model: &'static str,
+    /// Images used of each split.
+    pub train: usize,
+    pub validation: usize,
+    pub golden: usize,
+    /// Images in the stream of each device; one pass over it is one phase.
+    pub stream: usize,
+    pub frames_per_second: f32,
+    /// Of each device, in its order; `None` stays as it is.
+    pub degrade: [Option<Degrade>; 3],
+    pub upload_bytes_per_hour: u64,
+    /// Labels that the inspector gives.
+    pub labels: usize,
+    pub trial_s: u32,
+    /// Of the canary wave.
+    pub soak_s: u32,
+    /// Passed on to `andon-trainer fit`.
+    pub fit: &'static [&'static str],
+}
+
+impl Plan {
+    pub const FULL: Plan = Plan {
+        model: "solar-cell",
+        train: 1000,
+        validation: 300,
+        golden: 124,
+        stream: 400,
+        frames_per_second: 5.0,
+        degrade: [None, Some(Degrade::Gamma(2.5)), Some(Degrade::Defocus(2.5))],
+        upload_bytes_per_hour: 120_000_000,
+        labels: 100,
+        trial_s: 5,
+        soak_s: 5,
+        fit: &[],
+    };
+
+    pub const QUICK: Plan = Plan {
+        train: 160,
+        validation: 80,
+        golden: 40,
+        stream: 60,
+        frames_per_second: 6.0,
+        labels: 24,
+        trial_s: 2,
+        soak_s: 1,
+        fit: &["--quick"],
+        ..Plan::FULL
+    };
+}
