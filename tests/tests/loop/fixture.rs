@@ -22,27 +22,27 @@ use andon_tests::{
 use anyhow::{Context, Result, ensure};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-pub const MODEL: &str = "solar-cell";
+pub(crate) const MODEL: &str = "solar-cell";
 /// For each wait: far above what a slow machine needs.
-pub const LIMIT: Duration = Duration::from_secs(240);
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 
 /// Fleets take turns: each keeps two cores busy.
-pub async fn turn() -> MutexGuard<'static, ()> {
+pub(crate) async fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::const_new(());
     andon_tests::install_tls_provider();
     TURN.lock().await
 }
 
-pub fn data() -> DataSet {
+pub(crate) fn data() -> DataSet {
     DataSet::open(&DataSet::cache().unwrap()).unwrap()
 }
 
-pub fn release(version: u32) -> ReleaseId {
+pub(crate) fn release(version: u32) -> ReleaseId {
     ReleaseId::new(MODEL, version).unwrap()
 }
 
 /// A small data set, as `andon-trainer fit` and `POST /datasets` take it.
-pub async fn small_dataset() -> &'static Path {
+pub(crate) async fn small_dataset() -> &'static Path {
     static FOLDER: OnceCell<PathBuf> = OnceCell::const_new();
     let make = async || {
         let folder = fresh("small-dataset");
@@ -55,7 +55,7 @@ pub async fn small_dataset() -> &'static Path {
 }
 
 /// Release 1, trained once for all tests: `release/` and `float.onnx`. What it is worth does not matter here.
-pub async fn first_release() -> &'static Path {
+pub(crate) async fn first_release() -> &'static Path {
     static FOLDER: OnceCell<PathBuf> = OnceCell::const_new();
     let make = async || {
         let folder = fresh("first-release");
@@ -71,7 +71,7 @@ pub async fn first_release() -> &'static Path {
 }
 
 /// The first release under another version, below `folder`.
-pub async fn another_release(folder: &Path, version: u32) -> PathBuf {
+pub(crate) async fn another_release(folder: &Path, version: u32) -> PathBuf {
     let copy = folder.join(format!("release-{version}"));
     copy_tree(first_release().await, &copy).unwrap();
     let path = copy.join("release").join("manifest.json");
@@ -83,7 +83,7 @@ pub async fn another_release(folder: &Path, version: u32) -> PathBuf {
 }
 
 /// A folder for each class with `count` images in all.
-pub fn image_folder(folder: &Path, count: usize) -> Result<()> {
+pub(crate) fn image_folder(folder: &Path, count: usize) -> Result<()> {
     let data = data();
     for row in data.part("train", count) {
         let class = folder.join(&row.class);
@@ -116,24 +116,24 @@ fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// A server with release 1 and one enrolled device behind two proxies. Fields are dropped in order.
-pub struct Rig {
-    pub agent: Agent,
-    pub mqtt: Proxy,
-    pub updates: Proxy,
-    pub api: Api,
+pub(crate) struct Rig {
+    pub(crate) agent: Agent,
+    pub(crate) mqtt: Proxy,
+    pub(crate) updates: Proxy,
+    pub(crate) api: Api,
     /// Taken while it is being restarted.
-    pub server: Option<Server>,
-    pub dir: tempfile::TempDir,
+    pub(crate) server: Option<Server>,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Rig {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self::in_folder(dir, Mqtt::Embedded).await
     }
 
     /// With a broker that the caller set up in `dir`.
-    pub async fn in_folder(dir: tempfile::TempDir, mqtt: Mqtt) -> Self {
+    pub(crate) async fn in_folder(dir: tempfile::TempDir, mqtt: Mqtt) -> Self {
         let programs = Programs::find().unwrap();
         let server = Server::start(&programs, &dir.path().join("server"), mqtt.clone()).await.unwrap();
         let api = server.api().await.unwrap();
@@ -165,28 +165,28 @@ impl Rig {
     }
 
     /// The device is started, and runs release 1.
-    pub async fn running() -> Self {
+    pub(crate) async fn running() -> Self {
         Self::new().await.run_first().await
     }
 
-    pub async fn run_first(mut self) -> Self {
+    pub(crate) async fn run_first(mut self) -> Self {
         self.agent.start().unwrap();
         fleet::roll_out(&self.api, &release(1), 1).await.unwrap();
         self.wait_until_runs(1).await;
         self
     }
 
-    pub async fn wait<T>(&self, what: &str, look: impl AsyncFnMut() -> Result<Option<T>>) -> T {
+    pub(crate) async fn wait<T>(&self, what: &str, look: impl AsyncFnMut() -> Result<Option<T>>) -> T {
         wait_for(what, LIMIT, look).await.unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Both the server and the device live.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.agent.check()?;
         self.server.as_ref().map_or(Ok(()), |server| server.process().check())
     }
 
-    pub async fn wait_until_runs(&self, version: u32) {
+    pub(crate) async fn wait_until_runs(&self, version: u32) {
         let wanted = Some(release(version));
         let runs = async || {
             self.check()?;
@@ -195,16 +195,16 @@ impl Rig {
         self.wait(&format!("the device to run release {version}"), runs).await;
     }
 
-    pub async fn device(&self) -> Result<Device> {
+    pub(crate) async fn device(&self) -> Result<Device> {
         self.api.get(&format!("/devices/{}", self.agent.id())).await
     }
 
-    pub async fn rollout(&self, id: &str) -> Result<Rollout> {
+    pub(crate) async fn rollout(&self, id: &str) -> Result<Rollout> {
         self.api.get(&format!("/rollouts/{id}")).await
     }
 
     /// Aborts a rollout that is not over; one that is over stays as it is.
-    pub async fn end_rollout(&self, rollout: &Rollout) {
+    pub(crate) async fn end_rollout(&self, rollout: &Rollout) {
         let over = [RolloutState::Succeeded, RolloutState::Halted, RolloutState::Aborted];
         if !over.contains(&rollout.state) {
             let path = format!("/rollouts/{}", rollout.id);
@@ -213,7 +213,7 @@ impl Rig {
     }
 
     /// Samples on the server, each whole and there once.
-    pub async fn samples(&self) -> Result<BTreeSet<Digest>> {
+    pub(crate) async fn samples(&self) -> Result<BTreeSet<Digest>> {
         let samples: Vec<Sample> = self.api.list("/samples").await?;
         let ids: BTreeSet<Digest> = samples.iter().map(|s| s.id).collect();
         ensure!(ids.len() == samples.len(), "a sample is listed twice");
@@ -221,7 +221,7 @@ impl Rig {
     }
 
     /// Every sample on the server can be read and is what its digest says.
-    pub async fn check_samples(&self) {
+    pub(crate) async fn check_samples(&self) {
         for id in self.samples().await.unwrap() {
             let image = self.api.get_bytes(&format!("/samples/{id}/image")).await.unwrap();
             let image = image.with_context(|| format!("sample {id} has no image")).unwrap();
@@ -229,7 +229,7 @@ impl Rig {
         }
     }
 
-    pub async fn wait_until_stored(&self, wanted: &BTreeSet<Digest>) {
+    pub(crate) async fn wait_until_stored(&self, wanted: &BTreeSet<Digest>) {
         let stored = async || {
             self.check()?;
             Ok(self.samples().await?.is_superset(wanted).then_some(()))
@@ -238,7 +238,7 @@ impl Rig {
     }
 
     /// Until the server has more samples than `count`.
-    pub async fn wait_for_more_than(&self, count: usize) -> BTreeSet<Digest> {
+    pub(crate) async fn wait_for_more_than(&self, count: usize) -> BTreeSet<Digest> {
         let more = async || {
             self.check()?;
             Ok(Some(self.samples().await?).filter(|s| s.len() > count))
@@ -247,7 +247,7 @@ impl Rig {
     }
 
     /// Until more than `count` samples wait in the device's spool.
-    pub async fn wait_for_spooled(&self, count: usize) -> BTreeSet<Digest> {
+    pub(crate) async fn wait_for_spooled(&self, count: usize) -> BTreeSet<Digest> {
         let spooled = async || {
             self.agent.check()?;
             Ok(Some(self.agent.spooled()?).filter(|s| s.len() > count))
@@ -256,7 +256,7 @@ impl Rig {
     }
 
     /// Records of each start of the device: none twice, none missing.
-    pub async fn check_records(&self) {
+    pub(crate) async fn check_records(&self) {
         let device: &DeviceId = self.agent.id();
         let windows: Vec<WindowPoint> = self.api.list(&format!("/devices/{device}/telemetry")).await.unwrap();
         let events: Vec<DeviceEvent> = self.api.list(&format!("/devices/{device}/events")).await.unwrap();
@@ -273,11 +273,11 @@ impl Rig {
         }
     }
 
-    pub fn kill_server(&self) {
+    pub(crate) fn kill_server(&self) {
         self.server.as_ref().unwrap().kill().unwrap();
     }
 
-    pub async fn restart_server(&mut self) {
+    pub(crate) async fn restart_server(&mut self) {
         let server = self.server.take().unwrap().restart().await.unwrap();
         self.server = Some(server);
     }
