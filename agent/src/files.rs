@@ -8,7 +8,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -18,6 +18,8 @@ use std::{
 pub trait Disk: Send + Sync {
     /// The whole content; an error of kind `FileTooLarge` if it is over `bytes_max`.
     fn read(&self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>>;
+    /// Up to `bytes_max` bytes from `offset` on; fewer at the end of the file.
+    fn read_at(&self, path: &Path, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>>;
     /// Length of a file; `NotFound` if there is none.
     fn length(&self, path: &Path) -> io::Result<u64>;
     /// Adds to the end of a file, which is made (mode 0600) if it isn't there.
@@ -78,6 +80,17 @@ impl Disk for SystemDisk {
             return Err(at(path, error));
         }
         Ok(bytes)
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let read = || {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::new();
+            file.take(bytes_max as u64).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(|e| at(path, e))
     }
 
     fn length(&self, path: &Path) -> io::Result<u64> {

@@ -5,4 +5,10 @@
 //! acknowledgement; an update that does not prove itself is undone. It holds no server code and never trains.
 
 pub mod clock;
+pub mod config;
+pub mod enrol;
 pub mod files;
+pub mod identity;
+pub mod spool;
+pub mod update;
+pub mod uplink;
