@@ -99,7 +99,10 @@ impl Appearance {
         let middle = interpolate(&self.tones[0], 128.0);
         let fine = self.filter[RINGS / 2..].iter().sum::<f32>() / (RINGS - RINGS / 2) as f32;
         let noise = (self.noise.iter().sum::<f32>() / RINGS as f32).sqrt();
-        format!("level 128 now {middle:.0}, fine detail {:.0} % of before, added noise {noise:.1} levels", fine * 100.0)
+        format!(
+            "level 128 now {middle:.0}, fine detail {:.0} % of before, added noise {noise:.1} levels",
+            fine * 100.0
+        )
     }
 
     fn toned(&self, image: &Pixels, strength: f32) -> Pixels {
@@ -149,7 +152,8 @@ fn quantiles(images: &[&Pixels], channel: usize) -> Vec<f32> {
         }
     }
     values.sort_by(f32::total_cmp);
-    let at = |q: f32| values.get((q * values.len().saturating_sub(1) as f32) as usize).copied().unwrap_or(0.0);
+    let at =
+        |q: f32| values.get((q * values.len().saturating_sub(1) as f32) as usize).copied().unwrap_or(0.0);
     (0..=LEVELS).map(|i| at(0.002 + 0.996 * i as f32 / LEVELS as f32)).collect()
 }
 
@@ -184,7 +188,8 @@ fn spectrum(images: &[&Pixels]) -> Vec<f64> {
 
 /// Amplitude factors and added noise that turn one spectrum into the other.
 fn filter(before: &[f64], after: &[f64]) -> (Vec<f32>, Vec<f32>) {
-    let ratio: Vec<f32> = before.iter().zip(after).map(|(b, a)| ((a.max(1e-9) / b.max(1e-9)).sqrt()) as f32).collect();
+    let ratio: Vec<f32> =
+        before.iter().zip(after).map(|(b, a)| ((a.max(1e-9) / b.max(1e-9)).sqrt()) as f32).collect();
     let smooth = |i: usize| {
         let window = &ratio[i.saturating_sub(1)..(i + 2).min(RINGS)];
         window.iter().map(|r| r.ln()).sum::<f32>() / window.len() as f32
@@ -215,12 +220,14 @@ struct Fourier {
 impl Fourier {
     fn new(height: usize, width: usize) -> Self {
         // Cycles per pixel, -0.5 to 0.5.
-        let frequency = |i: usize, n: usize| if i <= n / 2 { i as f32 } else { i as f32 - n as f32 } / n as f32;
+        let frequency =
+            |i: usize, n: usize| if i <= n / 2 { i as f32 } else { i as f32 - n as f32 } / n as f32;
         let ring = |y: usize, x: usize| {
             let radius = frequency(y, height).hypot(frequency(x, width)) / 0.5;
             ((radius * RINGS as f32) as usize).min(RINGS - 1)
         };
-        let rings = (0..height).flat_map(|y| (0..width).map(move |x| (y, x))).map(|(y, x)| ring(y, x)).collect();
+        let rings =
+            (0..height).flat_map(|y| (0..width).map(move |x| (y, x))).map(|(y, x)| ring(y, x)).collect();
         Self { height, width, planner: FftPlanner::new(), rings }
     }
 
@@ -265,7 +272,14 @@ mod tests {
     fn picture(seed: u64) -> Pixels {
         let mut rng = StdRng::seed_from_u64(seed);
         let waves: Vec<[f32; 4]> = (0..40)
-            .map(|_| [rng.random_range(-0.45..0.45), rng.random_range(-0.45..0.45), rng.random_range(0.0..6.3), 1.0])
+            .map(|_| {
+                [
+                    rng.random_range(-0.45..0.45),
+                    rng.random_range(-0.45..0.45),
+                    rng.random_range(0.0..6.3),
+                    1.0,
+                ]
+            })
             .collect();
         let at = |y: usize, x: usize| {
             let sum: f32 = waves
@@ -284,7 +298,8 @@ mod tests {
     fn estimate(change: impl Fn(Pixels, u64) -> Pixels) -> (Appearance, Vec<Pixels>, Vec<Pixels>) {
         let old: Vec<Pixels> = (0..120).map(picture).collect();
         let new: Vec<Pixels> = (1000..1120).map(|s| change(picture(s), s)).collect();
-        let look = Appearance::estimate(&old.iter().collect::<Vec<_>>(), &new.iter().collect::<Vec<_>>()).unwrap();
+        let look =
+            Appearance::estimate(&old.iter().collect::<Vec<_>>(), &new.iter().collect::<Vec<_>>()).unwrap();
         (look, old, new)
     }
 
@@ -303,7 +318,8 @@ mod tests {
         let mut fourier = Fourier::new(SIDE, SIDE);
         let mut f = fourier.forward(&p.planes[0]);
         for (i, v) in f.iter_mut().enumerate() {
-            let frequency = |i: usize| (if i <= SIDE / 2 { i as f32 } else { i as f32 - SIDE as f32 }) / SIDE as f32;
+            let frequency =
+                |i: usize| (if i <= SIDE / 2 { i as f32 } else { i as f32 - SIDE as f32 }) / SIDE as f32;
             let r2 = frequency(i / SIDE).powi(2) + frequency(i % SIDE).powi(2);
             *v *= (-2.0 * std::f32::consts::PI.powi(2) * sigma * sigma * r2).exp();
         }
@@ -357,6 +373,9 @@ mod tests {
     #[test]
     fn too_few_images_give_no_estimate() {
         let few: Vec<Pixels> = (0..7).map(picture).collect();
-        assert_eq!(Appearance::estimate(&few.iter().collect::<Vec<_>>(), &few.iter().collect::<Vec<_>>()), None);
+        assert_eq!(
+            Appearance::estimate(&few.iter().collect::<Vec<_>>(), &few.iter().collect::<Vec<_>>()),
+            None
+        );
     }
 }

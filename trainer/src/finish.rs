@@ -17,10 +17,10 @@ use crate::{
 };
 
 /// Images that calibrate; more hardly move a range.
-pub const CALIBRATION_IMAGES: usize = 96;
+pub(crate) const CALIBRATION_IMAGES: usize = 96;
 
 #[derive(Debug, thiserror::Error)]
-pub enum FinishError {
+pub(crate) enum FinishError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -37,19 +37,19 @@ pub enum FinishError {
 }
 
 /// An int8 model and what it says of the validation images.
-pub struct Finished {
-    pub int8: Vec<u8>,
-    pub validation: Vec<Judgement>,
-    pub agreement: f64,
+pub(crate) struct Finished {
+    pub(crate) int8: Vec<u8>,
+    pub(crate) validation: Vec<Judgement>,
+    pub(crate) agreement: f64,
 }
 
-pub fn rule(task: &Task) -> Rule {
+pub(crate) fn rule(task: &Task) -> Rule {
     Rule { reject: task.decision.reject as usize, threshold: task.decision.threshold }
 }
 
 /// With two classes, moves the best threshold on these images into the head's bias, so that 0.5 decides and the larger
 /// score is the verdict for every reader.
-pub fn centre(graph: &mut Graph, task: &Task, labels: &[usize], logits: &[Vec<f32>]) {
+pub(crate) fn centre(graph: &mut Graph, task: &Task, labels: &[usize], logits: &[Vec<f32>]) {
     if graph.classes() != 2 {
         return;
     }
@@ -66,7 +66,7 @@ pub fn centre(graph: &mut Graph, task: &Task, labels: &[usize], logits: &[Vec<f3
 /// Quantises and compares. `manifest` needs only names and preprocessing to be right. `validation` and
 /// `float_logits` belong together.
 #[allow(clippy::too_many_arguments)]
-pub fn finish(
+pub(crate) fn finish(
     team: &Team,
     engine: &Engine,
     graph: &Graph,
@@ -78,7 +78,8 @@ pub fn finish(
     agreement_min: f64,
 ) -> Result<Finished, FinishError> {
     check_head(&graph.weights[&graph.head().inputs[1]])?;
-    let images: Vec<Vec<f32>> = spread(calibration, CALIBRATION_IMAGES).iter().map(|p| p.normalised(&task.preprocessing)).collect();
+    let images: Vec<Vec<f32>> =
+        spread(calibration, CALIBRATION_IMAGES).iter().map(|p| p.normalised(&task.preprocessing)).collect();
     let ranges = quantise::calibrate(team, engine, graph, &images)?;
     let int8 = quantise::write(graph, &ranges)?;
     let judged = judge::judge(team, &int8, manifest, validation)?;
@@ -91,7 +92,13 @@ pub fn finish(
 }
 
 /// Books one set's figures under `name`.
-pub fn book(report: &mut Report, name: &str, task: &Task, labels: &[usize], scores: &[Vec<f32>]) -> f64 {
+pub(crate) fn book(
+    report: &mut Report,
+    name: &str,
+    task: &Task,
+    labels: &[usize],
+    scores: &[Vec<f32>],
+) -> f64 {
     let m = metrics::measure(rule(task), labels, scores);
     let balanced = m.balanced_accuracy;
     for (figure, value) in [("balanced_accuracy", balanced), ("accuracy", m.accuracy), ("auc", m.auc)] {
@@ -102,7 +109,7 @@ pub fn book(report: &mut Report, name: &str, task: &Task, labels: &[usize], scor
 }
 
 /// At most `count`, evenly spread.
-pub fn spread<T: Copy>(items: &[T], count: usize) -> Vec<T> {
+pub(crate) fn spread<T: Copy>(items: &[T], count: usize) -> Vec<T> {
     let n = items.len().min(count);
     (0..n).map(|i| items[i * items.len() / n]).collect()
 }

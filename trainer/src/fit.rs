@@ -94,7 +94,8 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
 
     let stage = Stage::new(sink, "reading images", 0.0, 0.05);
     let chosen = choose(&set.of("train"), options.train_images_max, options.seed);
-    let [train, validation, golden] = [chosen, set.of("validation"), set.of("golden")].map(|e| read(&team, e, &task.input, &mut report));
+    let [train, validation, golden] =
+        [chosen, set.of("validation"), set.of("golden")].map(|e| read(&team, e, &task.input, &mut report));
     let (train, validation, golden) = (train?, validation?, golden?);
     for (name, split) in [("train", &train), ("validation", &validation), ("golden", &golden)] {
         report.images.insert(name.into(), split.examples.len());
@@ -115,13 +116,15 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
     };
     cache.extend(&team, &engine, &graph, 2 * n, &train_image, &|d| stage.report(d * 0.85))?;
     let validation_image = |i: usize| validation.pixels[i].normalised(constants);
-    let first =
-        cache.extend(&team, &engine, &graph, validation.pixels.len(), &validation_image, &|d| stage.report(0.85 + d * 0.15))?;
+    let first = cache.extend(&team, &engine, &graph, validation.pixels.len(), &validation_image, &|d| {
+        stage.report(0.85 + d * 0.15)
+    })?;
     report.lap(&mut watch, "features");
 
     let labels = train.labels();
     let stage = Stage::new(sink, "fitting the head", 0.35, 0.4);
-    let embeddings = tail(&team, &engine, &graph, &cache, &(0..n).collect::<Vec<_>>(), graph.nodes.len() - 1)?;
+    let embeddings =
+        tail(&team, &engine, &graph, &cache, &(0..n).collect::<Vec<_>>(), graph.nodes.len() - 1)?;
     cancelled(stage.report(0.5))?;
     let head = fit_head(&embeddings, &labels, set.labels.len(), HEAD_PENALTY)?;
     graph.set_head(head.weight, head.bias);
@@ -139,8 +142,11 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
         weight: class_weight[class],
     };
     let training: Vec<Sample> = (0..n).map(|i| sample(vec![i, n + i], labels[i])).collect();
-    let held: Vec<Sample> =
-        validation_versions.iter().zip(validation.labels()).map(|(v, class)| sample(vec![*v], class)).collect();
+    let held: Vec<Sample> = validation_versions
+        .iter()
+        .zip(validation.labels())
+        .map(|(v, class)| sample(vec![*v], class))
+        .collect();
     let schedule = Schedule {
         epochs: options.epochs,
         learning_rate: options.learning_rate,
@@ -170,10 +176,19 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
     };
     let float_bytes = graph::write(&graph);
     let lineage = lineage(Digest::of(&float_bytes));
-    let mut manifest = release::manifest(&task, &graph, release, lineage, options.created_ms, Default::default());
+    let mut manifest =
+        release::manifest(&task, &graph, release, lineage, options.created_ms, Default::default());
     cancelled(stage.report(0.1))?;
     let Finished { int8, validation: judged, agreement } = finish::finish(
-        &team, &engine, &graph, &task, &manifest, &train.refs(), &validation.refs(), &float, options.agreement_min,
+        &team,
+        &engine,
+        &graph,
+        &task,
+        &manifest,
+        &train.refs(),
+        &validation.refs(),
+        &float,
+        options.agreement_min,
     )?;
     report.lap(&mut watch, "quantise");
     report.numbers.insert("agreement".into(), agreement);
@@ -185,8 +200,12 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
 
     let golden_float = whole_logits(&team, &engine, &graph, constants, &golden.refs())?;
     let paths: Vec<&Path> = golden.examples.iter().map(|e| e.path.as_path()).collect();
-    let (cases, tolerance) = golden::choose(&paths, &golden.labels(), &golden_judged, &softmaxes(&golden_float), GOLDEN_IMAGES)?;
-    let frames = reference::frames(validation.refs().into_iter().chain(golden.refs()), judged.iter().chain(&golden_judged));
+    let (cases, tolerance) =
+        golden::choose(&paths, &golden.labels(), &golden_judged, &softmaxes(&golden_float), GOLDEN_IMAGES)?;
+    let frames = reference::frames(
+        validation.refs().into_iter().chain(golden.refs()),
+        judged.iter().chain(&golden_judged),
+    );
     let reference = reference::fit(&frames, options.seed)?;
     manifest.metrics = report.numbers.clone();
     let release = Release { manifest, model: int8, float: float_bytes, reference, golden: cases, tolerance };
@@ -200,7 +219,9 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
 fn base_graph(options: &FitOptions, classes: usize) -> anyhow::Result<Graph> {
     let mut graph = match &options.base {
         Base::EfficientNetLite0(weights) => zoo::efficientnet_lite0(weights, options.size, classes)?,
-        Base::Onnx(path) => graph::read(&release::read(path, BASE_BYTES_MAX)?, Some((options.size, options.size)))?,
+        Base::Onnx(path) => {
+            graph::read(&release::read(path, BASE_BYTES_MAX)?, Some((options.size, options.size)))?
+        }
     };
     // The base's own classes mean nothing here.
     let features = graph.embedding_len();
@@ -210,7 +231,10 @@ fn base_graph(options: &FitOptions, classes: usize) -> anyhow::Result<Graph> {
 
 fn task(options: &FitOptions, graph: &Graph, labels: &[String]) -> anyhow::Result<Task> {
     let channels = graph.channels;
-    anyhow::ensure!(matches!(channels, 1 | 3), "the network has {channels} input channels; images have 1 or 3");
+    anyhow::ensure!(
+        matches!(channels, 1 | 3),
+        "the network has {channels} input channels; images have 1 or 3"
+    );
     let zoo = matches!(options.base, Base::EfficientNetLite0(_));
     let usual = |lite: f32, rgb: [f32; 3], grey: f32| match channels {
         _ if zoo => vec![lite; 3],
@@ -219,7 +243,9 @@ fn task(options: &FitOptions, graph: &Graph, labels: &[String]) -> anyhow::Resul
     };
     let given = |values: &Option<Vec<f32>>, usual: Vec<f32>, name: &str| match values {
         Some(v) if v.len() == channels => Ok(v.clone()),
-        Some(v) => Err(anyhow::anyhow!("--{name} has {} values, the network has {channels} channels", v.len())),
+        Some(v) => {
+            Err(anyhow::anyhow!("--{name} has {} values, the network has {channels} channels", v.len()))
+        }
         None => Ok(usual),
     };
     // torchvision's values for ImageNet, which most public networks expect.
@@ -238,9 +264,12 @@ fn task(options: &FitOptions, graph: &Graph, labels: &[String]) -> anyhow::Resul
 fn reject(wanted: Option<&str>, labels: &[String]) -> anyhow::Result<usize> {
     let position = |name: &str| labels.iter().position(|l| l.eq_ignore_ascii_case(name));
     if let Some(name) = wanted {
-        return position(name).ok_or_else(|| anyhow::anyhow!("--reject {name:?} is none of the classes {labels:?}"));
+        return position(name)
+            .ok_or_else(|| anyhow::anyhow!("--reject {name:?} is none of the classes {labels:?}"));
     }
-    if let Some(bad) = ["defect", "defective", "reject", "bad", "ng", "fail", "nok"].iter().find_map(|n| position(n)) {
+    if let Some(bad) =
+        ["defect", "defective", "reject", "bad", "ng", "fail", "nok"].iter().find_map(|n| position(n))
+    {
         return Ok(bad);
     }
     match ["ok", "good", "pass"].iter().find_map(|n| position(n)) {
@@ -267,8 +296,14 @@ fn choose<'a>(examples: &[&'a Example], max: usize, seed: u64) -> Vec<&'a Exampl
     chosen
 }
 
-fn read<'a>(team: &Team, examples: Vec<&'a Example>, input: &Input, report: &mut Report) -> anyhow::Result<Split<'a>> {
-    let sources: Vec<Source> = examples.iter().map(|e| Source { name: e.file.clone(), path: e.path.clone() }).collect();
+fn read<'a>(
+    team: &Team,
+    examples: Vec<&'a Example>,
+    input: &Input,
+    report: &mut Report,
+) -> anyhow::Result<Split<'a>> {
+    let sources: Vec<Source> =
+        examples.iter().map(|e| Source { name: e.file.clone(), path: e.path.clone() }).collect();
     let (pixels, broken) = data::load(team, &sources, input)?;
     report.broken.extend(broken.into_iter().map(|b| (b.name, b.reason)));
     let whole = examples.into_iter().zip(pixels).filter_map(|(e, p)| p.map(|p| (e, p)));

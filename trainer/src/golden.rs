@@ -15,7 +15,7 @@ const TOLERANCE_MAX: f32 = 0.1;
 
 /// Picks about `count` images, as many of each class, and reads their files. The tolerance is the largest difference
 /// that quantisation itself made on them: another engine's rounding must not matter more than the rounding to int8 did.
-pub fn choose(
+pub(crate) fn choose(
     paths: &[&Path],
     labels: &[usize],
     judged: &[Judgement],

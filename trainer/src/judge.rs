@@ -17,14 +17,20 @@ pub enum JudgeError {
 }
 
 /// Judges all images, in order. One classifier per thread.
-pub fn judge(team: &Team, model: &[u8], manifest: &Manifest, images: &[&Pixels]) -> Result<Vec<Judgement>, JudgeError> {
+pub fn judge(
+    team: &Team,
+    model: &[u8],
+    manifest: &Manifest,
+    images: &[&Pixels],
+) -> Result<Vec<Judgement>, JudgeError> {
     let model = Model::load(model, &Limits::default())?;
     let share = images.len().div_ceil(team.threads()).max(1);
     let chunks = team.map(images.len().div_ceil(share), |i| {
         let mut classifier = Classifier::new(&model, manifest, EngineChoice::default())?;
         let chunk = images[i * share..].iter().take(share).enumerate();
         let judged = chunk.map(|(k, image)| {
-            let tensor = tensor(image, &manifest.preprocessing).ok_or(JudgeError::Size { index: i * share + k })?;
+            let tensor =
+                tensor(image, &manifest.preprocessing).ok_or(JudgeError::Size { index: i * share + k })?;
             Ok(classifier.judge(tensor)?)
         });
         judged.collect::<Result<Vec<_>, JudgeError>>()

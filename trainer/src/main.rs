@@ -1,11 +1,6 @@
 //! `andon-trainer`: first releases (`fit`), retrain jobs (`work`), figures (`evaluate`).
 
-use std::{
-    io::IsTerminal,
-    ops::ControlFlow,
-    path::PathBuf,
-    sync::Mutex,
-};
+use std::{io::IsTerminal, ops::ControlFlow, path::PathBuf, sync::Mutex};
 
 use andon_trainer::{
     clock,
@@ -98,7 +93,8 @@ struct Fit {
 fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "andon_trainer=info".into()),
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "andon_trainer=info".into()),
         )
         .with_writer(std::io::stderr)
         .init();
@@ -161,7 +157,8 @@ struct Meter {
 impl Meter {
     fn new() -> Self {
         let style = ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed} {msg}");
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(1000) } else { ProgressBar::hidden() };
+        let bar =
+            if std::io::stderr().is_terminal() { ProgressBar::new(1000) } else { ProgressBar::hidden() };
         if let Ok(style) = style {
             bar.set_style(style);
         }

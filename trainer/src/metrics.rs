@@ -56,7 +56,8 @@ pub fn measure(rule: Rule, labels: &[usize], scores: &[Vec<f32>]) -> Metrics {
 }
 
 fn auc(reject: usize, labels: &[usize], scores: &[Vec<f32>]) -> f64 {
-    let mut ranked: Vec<(f32, bool)> = labels.iter().zip(scores).map(|(l, s)| (s[reject], *l == reject)).collect();
+    let mut ranked: Vec<(f32, bool)> =
+        labels.iter().zip(scores).map(|(l, s)| (s[reject], *l == reject)).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
     let positives = ranked.iter().filter(|r| r.1).count();
     let negatives = ranked.len() - positives;
@@ -82,7 +83,11 @@ pub fn best_threshold(reject: usize, labels: &[usize], scores: &[Vec<f32>]) -> f
     let negatives = labels.iter().filter(|l| **l != reject).count().max(1) as f64;
     let balanced = |threshold: f32| {
         let rejected = |bad: bool| {
-            labels.iter().zip(scores).filter(|(l, s)| (**l == reject) == bad && s[reject] >= threshold).count() as f64
+            labels
+                .iter()
+                .zip(scores)
+                .filter(|(l, s)| (**l == reject) == bad && s[reject] >= threshold)
+                .count() as f64
         };
         (rejected(true) / positives + 1.0 - rejected(false) / negatives) / 2.0
     };
@@ -117,7 +122,8 @@ mod tests {
     #[test]
     fn figures_by_hand() {
         let rule = Rule { reject: 0, threshold: 0.5 };
-        let scores: Vec<Vec<f32>> = [0.9, 0.5, 0.2, 0.6, 0.1, 0.2].iter().map(|p| vec![*p, 1.0 - p]).collect();
+        let scores: Vec<Vec<f32>> =
+            [0.9, 0.5, 0.2, 0.6, 0.1, 0.2].iter().map(|p| vec![*p, 1.0 - p]).collect();
         let m = measure(rule, &[0, 0, 0, 1, 1, 1], &scores);
         assert_eq!(m.confusion, [[2, 1], [1, 2]]);
         assert!((m.accuracy - 4.0 / 6.0).abs() < 1e-12 && (m.balanced_accuracy - 4.0 / 6.0).abs() < 1e-12);
@@ -136,7 +142,8 @@ mod tests {
 
     #[test]
     fn the_threshold_separates() {
-        let scores: Vec<Vec<f32>> = [0.8, 0.75, 0.7, 0.3, 0.2, 0.1].iter().map(|p| vec![*p, 1.0 - p]).collect();
+        let scores: Vec<Vec<f32>> =
+            [0.8, 0.75, 0.7, 0.3, 0.2, 0.1].iter().map(|p| vec![*p, 1.0 - p]).collect();
         let t = best_threshold(0, &[0, 0, 0, 1, 1, 1], &scores);
         assert!((0.35..0.65).contains(&t), "{t}");
     }

@@ -5,19 +5,19 @@ use andon_runtime::Judgement;
 use crate::data::Pixels;
 
 /// One judged frame.
-pub struct Frame<'a> {
-    pub image: &'a Pixels,
-    pub judged: &'a Judgement,
+pub(crate) struct Frame<'a> {
+    pub(crate) image: &'a Pixels,
+    pub(crate) judged: &'a Judgement,
 }
 
-pub fn frames<'a>(
+pub(crate) fn frames<'a>(
     images: impl Iterator<Item = &'a Pixels>,
     judged: impl Iterator<Item = &'a Judgement>,
 ) -> Vec<Frame<'a>> {
     images.zip(judged).map(|(image, judged)| Frame { image, judged }).collect()
 }
 
-pub fn fit(frames: &[Frame], seed: u64) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn fit(frames: &[Frame], seed: u64) -> anyhow::Result<Vec<u8>> {
     let _ = (frames.len(), seed);
     Ok(vec![])
 }

@@ -9,8 +9,8 @@ use std::{
 use andon_protocol::{
     ids::{Digest, ReleaseId},
     release::{
-        Decision, GOLDEN_FILE, GoldenCase, GoldenSet, Input, Lineage, MANIFEST_FILE, MODEL_FILE, Manifest, Outputs,
-        Preprocessing, REFERENCE_FILE,
+        Decision, GOLDEN_FILE, GoldenCase, GoldenSet, Input, Lineage, MANIFEST_FILE, MODEL_FILE, Manifest,
+        Outputs, Preprocessing, REFERENCE_FILE,
     },
 };
 
@@ -92,7 +92,8 @@ impl Release {
             if !folder.join(MANIFEST_FILE).is_file() {
                 return Err(ReleaseError::Occupied { path: folder });
             }
-            fs::remove_dir_all(&folder).map_err(|source| ReleaseError::Write { path: folder.clone(), source })?;
+            fs::remove_dir_all(&folder)
+                .map_err(|source| ReleaseError::Write { path: folder.clone(), source })?;
         }
         put(&out.join(FLOAT_FILE), &self.float)?;
         put(&folder.join(MODEL_FILE), &self.model)?;
@@ -103,7 +104,12 @@ impl Release {
             let extension = if image.bytes.starts_with(b"\x89PNG") { "png" } else { "jpg" };
             let name = format!("{}.{extension}", &digest.to_string()[..16]);
             put(&folder.join("golden").join(&name), &image.bytes)?;
-            cases.push(GoldenCase { image: name, digest, label: image.label as u32, scores: image.scores.clone() });
+            cases.push(GoldenCase {
+                image: name,
+                digest,
+                label: image.label as u32,
+                scores: image.scores.clone(),
+            });
         }
         put(&folder.join(GOLDEN_FILE), &json(&GoldenSet { tolerance: self.tolerance, cases }))?;
         // Last: a folder with a manifest is whole.

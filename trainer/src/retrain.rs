@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use andon_protocol::{
     ids::{DeviceId, Digest},
     job::{Item, JobResult, JobSpec, Outcome, Part},
-    release::{GOLDEN_BYTES_MAX, MANIFEST_BYTES_MAX, MANIFEST_FILE, MODEL_FILE, Lineage, Manifest},
+    release::{GOLDEN_BYTES_MAX, Lineage, MANIFEST_BYTES_MAX, MANIFEST_FILE, MODEL_FILE, Manifest},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
@@ -90,7 +90,8 @@ struct Parent {
 impl Parent {
     fn load(spec: &JobSpec) -> anyhow::Result<Self> {
         let folder = &spec.parent_dir;
-        let manifest = Manifest::from_json(&release::read(&folder.join(MANIFEST_FILE), MANIFEST_BYTES_MAX as u64)?)?;
+        let manifest =
+            Manifest::from_json(&release::read(&folder.join(MANIFEST_FILE), MANIFEST_BYTES_MAX as u64)?)?;
         let int8 = release::read(&folder.join(MODEL_FILE), MODEL_BYTES_MAX)?;
         let size = (manifest.input.height as usize, manifest.input.width as usize);
         let graph = graph::read(&release::read(&spec.parent_float, MODEL_BYTES_MAX)?, Some(size))?;
@@ -112,7 +113,12 @@ impl Parent {
 }
 
 /// Does the job. `Ok` covers refused as well; an error is a job that could not be done.
-pub fn retrain(spec: &JobSpec, out: &std::path::Path, settings: &Settings, sink: Sink) -> anyhow::Result<JobResult> {
+pub fn retrain(
+    spec: &JobSpec,
+    out: &std::path::Path,
+    settings: &Settings,
+    sink: Sink,
+) -> anyhow::Result<JobResult> {
     check(spec)?;
     let mut report = Report::default();
     let mut watch = Stopwatch::start();
@@ -128,7 +134,8 @@ pub fn retrain(spec: &JobSpec, out: &std::path::Path, settings: &Settings, sink:
     cancelled(stage.report(1.0))?;
     report.lap(&mut watch, "read");
 
-    let of = |part: Part| shots.iter().filter(move |s| s.part == part && s.device.is_none()).collect::<Vec<_>>();
+    let of =
+        |part: Part| shots.iter().filter(move |s| s.part == part && s.device.is_none()).collect::<Vec<_>>();
     let (old, validation, golden) = (of(Part::Train), of(Part::Validation), of(Part::Golden));
     for (name, shots) in [("training", &old), ("validation", &validation), ("golden", &golden)] {
         anyhow::ensure!(!shots.is_empty(), "the job has no {name} images from before the drift");
@@ -149,7 +156,8 @@ pub fn retrain(spec: &JobSpec, out: &std::path::Path, settings: &Settings, sink:
 
     let clean: Vec<usize> = (0..old.len()).collect();
     let teacher = softmaxes(&logits(&team, &engine, &graph, &cache, &clean)?);
-    let (training, watched) = samples(&plan, &old, &validation, &labelled, &teacher, settings, graph.classes());
+    let (training, watched) =
+        samples(&plan, &old, &validation, &labelled, &teacher, settings, graph.classes());
     let stage = Stage::new(sink, "training", 0.45, 0.85);
     let schedule = Schedule {
         epochs: spec.recipe.epochs.map_or(settings.epochs, |e| e.clamp(1, 100) as usize),
@@ -161,7 +169,8 @@ pub fn retrain(spec: &JobSpec, out: &std::path::Path, settings: &Settings, sink:
         patience: 3,
         seed: spec.seed,
     };
-    let tuned = tune(&team, &engine, &mut graph, &cache, &training, &watched, &schedule, &|d| stage.report(d))?;
+    let tuned =
+        tune(&team, &engine, &mut graph, &cache, &training, &watched, &schedule, &|d| stage.report(d))?;
     (report.training_loss, report.validation_loss, report.best_epoch) =
         (tuned.training_loss, tuned.validation_loss, tuned.best_epoch);
     report.lap(&mut watch, "tune");
@@ -201,20 +210,21 @@ pub fn retrain(spec: &JobSpec, out: &std::path::Path, settings: &Settings, sink:
     cancelled(stage.report(0.4))?;
 
     // Old against new, set by set, both int8, both through the device's engine.
-    let mut exam = |name: &str, shots: &[&Shot], new: Option<Vec<andon_runtime::Judgement>>| -> anyhow::Result<_> {
-        let pixels: Vec<&Pixels> = shots.iter().map(|s| &s.pixels).collect();
-        let labels: Vec<usize> = shots.iter().map(|s| s.class).collect();
-        let old = judge(&team, &parent.int8, &parent.manifest, &pixels)?;
-        let new = match new {
-            Some(judged) => judged,
-            None => judge(&team, &int8, &manifest, &pixels)?,
+    let mut exam =
+        |name: &str, shots: &[&Shot], new: Option<Vec<andon_runtime::Judgement>>| -> anyhow::Result<_> {
+            let pixels: Vec<&Pixels> = shots.iter().map(|s| &s.pixels).collect();
+            let labels: Vec<usize> = shots.iter().map(|s| s.class).collect();
+            let old = judge(&team, &parent.int8, &parent.manifest, &pixels)?;
+            let new = match new {
+                Some(judged) => judged,
+                None => judge(&team, &int8, &manifest, &pixels)?,
+            };
+            if !shots.is_empty() {
+                book(&mut report, &format!("{name}.old"), task, &labels, &scores(&old));
+                book(&mut report, &format!("{name}.new"), task, &labels, &scores(&new));
+            }
+            Ok((labels, old, new))
         };
-        if !shots.is_empty() {
-            book(&mut report, &format!("{name}.old"), task, &labels, &scores(&old));
-            book(&mut report, &format!("{name}.new"), task, &labels, &scores(&new));
-        }
-        Ok((labels, old, new))
-    };
     let on_validation = exam("validation", &validation, Some(judged))?;
     let on_golden = exam("golden", &golden, None)?;
     let on_held = exam("held_back", &held, None)?;
@@ -222,7 +232,9 @@ pub fn retrain(spec: &JobSpec, out: &std::path::Path, settings: &Settings, sink:
 
     let clean = joined(&on_validation, &on_golden);
     let balanced = |(labels, old, new): &Exam| {
-        let of = |j: &[andon_runtime::Judgement]| metrics::measure(rule(task), labels, &scores(j)).balanced_accuracy;
+        let of = |j: &[andon_runtime::Judgement]| {
+            metrics::measure(rule(task), labels, &scores(j)).balanced_accuracy
+        };
         (of(old), of(new))
     };
     let (clean_old, clean_new) = balanced(&clean);
@@ -235,14 +247,17 @@ pub fn retrain(spec: &JobSpec, out: &std::path::Path, settings: &Settings, sink:
         let golden_pixels: Vec<&Pixels> = golden.iter().map(|s| &s.pixels).collect();
         let golden_float = softmaxes(&whole_logits(&team, &engine, &graph, constants, &golden_pixels)?);
         let paths: Vec<_> = golden.iter().map(|s| s.path.as_path()).collect();
-        let (cases, tolerance) = golden::choose(&paths, &on_golden.0, &on_golden.2, &golden_float, GOLDEN_IMAGES)?;
-        let matched: Vec<Pixels> = plan.validation.clone().skip(validation.len()).map(|i| plan.image(i)).collect();
+        let (cases, tolerance) =
+            golden::choose(&paths, &on_golden.0, &on_golden.2, &golden_float, GOLDEN_IMAGES)?;
+        let matched: Vec<Pixels> =
+            plan.validation.clone().skip(validation.len()).map(|i| plan.image(i)).collect();
         let matched_judged = judge(&team, &int8, &manifest, &matched.iter().collect::<Vec<_>>())?;
         let images = validation_pixels.iter().copied().chain(golden_pixels.iter().copied()).chain(&matched);
         let judged = on_validation.2.iter().chain(&on_golden.2).chain(&matched_judged);
         let reference = reference::fit(&reference::frames(images, judged), spec.seed)?;
         manifest.metrics = report.numbers.clone();
-        let release = Release { manifest, model: int8, float: float_bytes, reference, golden: cases, tolerance };
+        let release =
+            Release { manifest, model: int8, float: float_bytes, reference, golden: cases, tolerance };
         release.write(out)?;
     }
     report.lap(&mut watch, "judge");
@@ -276,7 +291,10 @@ impl Verdict {
              {allowed:.3} is allowed)"
         );
         let Some((old, new)) = drift else {
-            return Self { passed: false, words: format!("Refused: {clean}; no labelled field image was kept back to show a gain.") };
+            return Self {
+                passed: false,
+                words: format!("Refused: {clean}; no labelled field image was kept back to show a gain."),
+            };
         };
         let (gain, wanted) = (new - old, spec.gate.drift_gain_min);
         let drift = format!(
@@ -292,7 +310,12 @@ impl Verdict {
 
 /// What a spec must hold before anything is read.
 fn check(spec: &JobSpec) -> anyhow::Result<()> {
-    anyhow::ensure!(spec.schema == JobSpec::SCHEMA, "the job's schema is {:?}, expected {:?}", spec.schema, JobSpec::SCHEMA);
+    anyhow::ensure!(
+        spec.schema == JobSpec::SCHEMA,
+        "the job's schema is {:?}, expected {:?}",
+        spec.schema,
+        JobSpec::SCHEMA
+    );
     let n = spec.items.len() + spec.unlabelled.len();
     anyhow::ensure!(n <= ITEMS_MAX, "the job has {n} images, allowed are {ITEMS_MAX}");
     let gate = &spec.gate;
@@ -301,10 +324,16 @@ fn check(spec: &JobSpec) -> anyhow::Result<()> {
         ("clean_loss_max", gate.clean_loss_max),
         ("drift_gain_min", gate.drift_gain_min),
     ] {
-        anyhow::ensure!(value.is_finite() && value.abs() <= 1.0, "gate.{name} is {value}, expected a number from -1 to 1");
+        anyhow::ensure!(
+            value.is_finite() && value.abs() <= 1.0,
+            "gate.{name} is {value}, expected a number from -1 to 1"
+        );
     }
     if let Some(rate) = spec.recipe.learning_rate {
-        anyhow::ensure!(rate > 0.0 && rate <= 1.0, "recipe.learning_rate is {rate}, expected a number above 0, at most 1");
+        anyhow::ensure!(
+            rate > 0.0 && rate <= 1.0,
+            "recipe.learning_rate is {rate}, expected a number above 0, at most 1"
+        );
     }
     anyhow::ensure!(
         spec.release.model() == spec.parent.model() && spec.release.version() > spec.parent.version(),
@@ -348,7 +377,9 @@ fn read_items(team: &Team, spec: &JobSpec, task: &Task, report: &mut Report) -> 
 fn reduced(items: &[Item], max: Option<u32>, seed: u64) -> Vec<&Item> {
     let is_old = |i: &&Item| i.part == Part::Train && i.device.is_none();
     let old = items.iter().filter(is_old).count();
-    let Some(max) = max.map(|m| m.max(1) as usize).filter(|m| *m < old) else { return items.iter().collect() };
+    let Some(max) = max.map(|m| m.max(1) as usize).filter(|m| *m < old) else {
+        return items.iter().collect();
+    };
     let mut chosen: Vec<&Item> = items.iter().filter(|i| !is_old(i)).collect();
     let mut rng = StdRng::seed_from_u64(seed ^ 0x7261_696e);
     let mut by_class: BTreeMap<u32, Vec<&Item>> = BTreeMap::new();
@@ -369,8 +400,11 @@ fn read_field(
     task: &Task,
     report: &mut Report,
 ) -> anyhow::Result<BTreeMap<DeviceId, Vec<Pixels>>> {
-    let sources: Vec<Source> =
-        spec.unlabelled.iter().map(|f| Source { name: f.image.to_string(), path: blob(spec, &f.image) }).collect();
+    let sources: Vec<Source> = spec
+        .unlabelled
+        .iter()
+        .map(|f| Source { name: f.image.to_string(), path: blob(spec, &f.image) })
+        .collect();
     let (pixels, broken) = data::load(team, &sources, &task.input)?;
     report.broken.extend(broken.into_iter().map(|b| (b.name, b.reason)));
     let mut field: BTreeMap<DeviceId, Vec<Pixels>> = BTreeMap::new();
@@ -449,9 +483,19 @@ impl<'a> Plan<'a> {
             starts.push(versions.len());
             for shot in old {
                 // Mostly the look itself and a little around it; at times a weaker form, as on the way there.
-                let strength = if rng.random_bool(0.75) { rng.random_range(0.85..1.1) } else { rng.random_range(0.2..0.85) };
+                let strength = if rng.random_bool(0.75) {
+                    rng.random_range(0.85..1.1)
+                } else {
+                    rng.random_range(0.2..0.85)
+                };
                 let flip = (rng.random_bool(0.5), rng.random_bool(0.5));
-                versions.push(Version::Matched { image: &shot.pixels, look, flip, strength, seed: rng.random() });
+                versions.push(Version::Matched {
+                    image: &shot.pixels,
+                    look,
+                    flip,
+                    strength,
+                    seed: rng.random(),
+                });
             }
         }
         let labelled_start = versions.len();
@@ -509,14 +553,26 @@ fn samples(
     let weight = class_weights(&old.iter().map(|s| s.class).collect::<Vec<_>>(), classes);
     let taught = |i: usize| -> Vec<f32> {
         let label = smooth(old[i].class, classes);
-        label.iter().zip(&teacher[i]).map(|(l, t)| (1.0 - settings.teacher) * l + settings.teacher * t).collect()
+        label
+            .iter()
+            .zip(&teacher[i])
+            .map(|(l, t)| (1.0 - settings.teacher) * l + settings.teacher * t)
+            .collect()
     };
     let mut training = Vec::new();
     for (i, shot) in old.iter().enumerate() {
         let target = taught(i);
-        training.push(Sample { versions: vec![i, old.len() + i], target: target.clone(), weight: weight[shot.class] });
+        training.push(Sample {
+            versions: vec![i, old.len() + i],
+            target: target.clone(),
+            weight: weight[shot.class],
+        });
         for start in &plan.looks {
-            training.push(Sample { versions: vec![start + i], target: target.clone(), weight: weight[shot.class] });
+            training.push(Sample {
+                versions: vec![start + i],
+                target: target.clone(),
+                weight: weight[shot.class],
+            });
         }
     }
     for (i, shot) in labelled.iter().enumerate() {

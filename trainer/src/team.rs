@@ -18,7 +18,9 @@ impl Team {
     /// As many threads as there are cores, at most 64.
     pub fn new() -> Result<Self, rayon::ThreadPoolBuildError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(64);
-        let pool = |i| rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("train-{i}")).build();
+        let pool = |i| {
+            rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("train-{i}")).build()
+        };
         Ok(Self { pools: (0..threads).map(pool).collect::<Result<_, _>>()? })
     }
 
@@ -67,7 +69,10 @@ mod tests {
     #[test]
     fn results_keep_their_order_and_the_first_error_stops() {
         let team = Team::new().unwrap();
-        assert_eq!(team.map(100, |i| Ok::<_, ()>(i * i)).unwrap(), (0..100).map(|i| i * i).collect::<Vec<_>>());
+        assert_eq!(
+            team.map(100, |i| Ok::<_, ()>(i * i)).unwrap(),
+            (0..100).map(|i| i * i).collect::<Vec<_>>()
+        );
         assert_eq!(team.map(0, |_| Ok::<_, ()>(0)).unwrap(), Vec::<i32>::new());
         assert_eq!(team.map(100, |i| if i == 3 { Err(i) } else { Ok(i) }).unwrap_err(), 3);
     }

@@ -17,8 +17,8 @@ use std::{
 };
 
 use andon_protocol::job::{
-    CANCEL_FILE, CLAIM_FILE, Claim, JobResult, JobSpec, LEASE_S, OUT_DIR, Outcome, PROGRESS_FILE, Progress, RESULT_FILE,
-    SPEC_FILE,
+    CANCEL_FILE, CLAIM_FILE, Claim, JobResult, JobSpec, LEASE_S, OUT_DIR, Outcome, PROGRESS_FILE, Progress,
+    RESULT_FILE, SPEC_FILE,
 };
 
 use crate::{
@@ -101,7 +101,8 @@ fn claim(folder: &Path) -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
         Err(e) => return Err(e),
     };
-    let claim = Claim { worker: format!("andon-trainer {}", env!("CARGO_PKG_VERSION")), pid: std::process::id() };
+    let claim =
+        Claim { worker: format!("andon-trainer {}", env!("CARGO_PKG_VERSION")), pid: std::process::id() };
     io::Write::write_all(&mut file, &json(&claim))?;
     Ok(true)
 }
@@ -165,7 +166,8 @@ fn attempt(folder: &Path, lost: &AtomicBool, stop: &(dyn Fn() -> ControlFlow<()>
         let cancelled = folder.join(CANCEL_FILE).exists() || lost.load(Ordering::Relaxed);
         if cancelled || stop().is_break() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    match prepared(folder).and_then(|spec| retrain(&spec, &folder.join(OUT_DIR), &Settings::default(), &sink)) {
+    match prepared(folder).and_then(|spec| retrain(&spec, &folder.join(OUT_DIR), &Settings::default(), &sink))
+    {
         Ok(result) => result,
         Err(error) => {
             let cancelled = error.chain().any(|e| {

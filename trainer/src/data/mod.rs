@@ -91,7 +91,10 @@ fn from_csv(folder: &Path, csv: &Path) -> Result<DataSet, DataError> {
     let mut lines = text.lines().enumerate();
     let header: Vec<&str> = lines.next().map_or(vec![], |(_, l)| l.split(',').map(str::trim).collect());
     let column = |name: &str| {
-        header.iter().position(|c| *c == name).ok_or_else(|| fail(0, format!("no column {name:?}; expected file,class,split")))
+        header
+            .iter()
+            .position(|c| *c == name)
+            .ok_or_else(|| fail(0, format!("no column {name:?}; expected file,class,split")))
     };
     let (file, class, split) = (column("file")?, column("class")?, column("split")?);
     let images = if folder.join("images").is_dir() { folder.join("images") } else { folder.to_owned() };
@@ -103,7 +106,10 @@ fn from_csv(folder: &Path, csv: &Path) -> Result<DataSet, DataError> {
             return Err(fail(i, format!("{} columns, the header has {}", cells.len(), header.len())));
         }
         if !is_plain_file_name(cells[file]) {
-            return Err(fail(i, format!("{:?} is no plain file name (letters, digits, '-', '_', '.')", cells[file])));
+            return Err(fail(
+                i,
+                format!("{:?} is no plain file name (letters, digits, '-', '_', '.')", cells[file]),
+            ));
         }
         if cells[class].is_empty() || cells[class].len() > 64 {
             return Err(fail(i, "a class is a text of 1 to 64 bytes".into()));
@@ -116,7 +122,10 @@ fn from_csv(folder: &Path, csv: &Path) -> Result<DataSet, DataError> {
             return Err(fail(i, format!("more than {IMAGES_MAX} images")));
         }
     }
-    build(csv, rows.into_iter().map(|(file, class, split)| (images.join(&file), file, class, split)).collect())
+    build(
+        csv,
+        rows.into_iter().map(|(file, class, split)| (images.join(&file), file, class, split)).collect(),
+    )
 }
 
 fn from_folders(folder: &Path, seed: u64) -> Result<DataSet, DataError> {
@@ -157,7 +166,10 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     for entry in fs::read_dir(folder).map_err(read)? {
         paths.push(entry.map_err(read)?.path());
         if paths.len() > IMAGES_MAX {
-            return Err(DataError::Folder { path: folder.to_owned(), reason: format!("more than {IMAGES_MAX} files") });
+            return Err(DataError::Folder {
+                path: folder.to_owned(),
+                reason: format!("more than {IMAGES_MAX} files"),
+            });
         }
     }
     paths.sort();
@@ -173,7 +185,8 @@ fn build(origin: &Path, rows: Vec<(PathBuf, String, String, String)>) -> Result<
     let used = rows.iter().filter(|r| part_of(&r.3).is_some());
     let labels: Vec<String> = used.map(|r| r.2.clone()).collect::<BTreeSet<_>>().into_iter().collect();
     if !(2..=CLASSES_MAX).contains(&labels.len()) {
-        let reason = format!("{} classes in train, validation and golden; expected 2 to {CLASSES_MAX}", labels.len());
+        let reason =
+            format!("{} classes in train, validation and golden; expected 2 to {CLASSES_MAX}", labels.len());
         return Err(DataError::Folder { path: origin.to_owned(), reason });
     }
     // A class that only other splits know cannot be learnt; its images are left out.
@@ -216,7 +229,10 @@ mod tests {
             ("file,class,split\n../a.png,ok,train\n", "labels.csv:2: \"../a.png\" is no plain file name"),
             ("file,class,split\na.png,ok,train\na.png,ok,train\n", "labels.csv:3: \"a.png\" is listed twice"),
             ("file,class,split\na.png,ok,train\n", "1 classes"),
-            ("file,class,split\na.png,ok,train\nb.png,bad,train\n", "class \"bad\" has no image in split \"validation\""),
+            (
+                "file,class,split\na.png,ok,train\nb.png,bad,train\n",
+                "class \"bad\" has no image in split \"validation\"",
+            ),
         ] {
             let error = DataSet::open(folder(csv).path(), 0).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");

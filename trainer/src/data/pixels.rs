@@ -23,7 +23,8 @@ impl Pixels {
     pub fn of(image: &Image, input: &Input) -> Result<Self, String> {
         let channels = if image.channels() == 1 { 1 } else { input.channels };
         let raw = Preprocessing { mean: vec![0.0; channels as usize], std: vec![1.0; channels as usize] };
-        let tensor = preprocess(image, &Input { channels, ..input.clone() }, &raw).map_err(|e| e.to_string())?;
+        let tensor =
+            preprocess(image, &Input { channels, ..input.clone() }, &raw).map_err(|e| e.to_string())?;
         let (height, width) = (input.height as usize, input.width as usize);
         let values = tensor.as_f32().ok_or("preprocessing gave no f32")?;
         let planes = values.chunks_exact(height * width).map(<[f32]>::to_vec).collect();
@@ -44,7 +45,9 @@ impl Pixels {
             let y = if down { h - 1 - y } else { y };
             y * w + if across { w - 1 - x } else { x }
         };
-        let flip = |p: &Vec<f32>| (0..h).flat_map(|y| (0..w).map(move |x| (y, x))).map(|(y, x)| p[at(y, x)]).collect();
+        let flip = |p: &Vec<f32>| {
+            (0..h).flat_map(|y| (0..w).map(move |x| (y, x))).map(|(y, x)| p[at(y, x)]).collect()
+        };
         Self { height: h, width: w, planes: self.planes.iter().map(flip).collect() }
     }
 }
@@ -75,7 +78,11 @@ fn first(broken: &[Broken]) -> String {
 }
 
 /// Reads all images, side by side. Up to one in a hundred may be broken: they come back as `None` and in the list.
-pub fn load(team: &Team, sources: &[Source], input: &Input) -> Result<(Vec<Option<Pixels>>, Vec<Broken>), PixelsError> {
+pub fn load(
+    team: &Team,
+    sources: &[Source],
+    input: &Input,
+) -> Result<(Vec<Option<Pixels>>, Vec<Broken>), PixelsError> {
     let read = |i: usize| Ok::<_, std::convert::Infallible>(read_one(&sources[i], input));
     let Ok(results) = team.map(sources.len(), read);
     let mut broken = Vec::new();

@@ -157,7 +157,12 @@ impl Engine {
     }
 
     /// Runs everything, and shows each node's output to `see` (maps channel-major).
-    pub fn watch(&self, weights: &Weights, batch: &Batch, see: &mut dyn FnMut(&str, &[f32])) -> Result<(), EngineError> {
+    pub fn watch(
+        &self,
+        weights: &Weights,
+        batch: &Batch,
+        see: &mut dyn FnMut(&str, &[f32]),
+    ) -> Result<(), EngineError> {
         let mut read_and_see = |name: &str, value: &Value| {
             see(name, &read(value.clone())?);
             Ok(())
@@ -225,7 +230,8 @@ impl Engine {
             .zip(&targets.weights)
             .flat_map(|(row, w)| row.iter().map(move |p| -p * w))
             .collect();
-        let weighted = Tensor::<2>::from_data(TensorData::new(weighted, [batch.count, classes]), &self.device);
+        let weighted =
+            Tensor::<2>::from_data(TensorData::new(weighted, [batch.count, classes]), &self.device);
         let loss = (log_softmax(logits, 1) * weighted).sum();
         let mut grads = loss.backward();
         let value = to_vec(loss.without_autodiff().try_into_data())?[0] as f64;
@@ -257,7 +263,9 @@ impl Engine {
             Layout::Map { c, h, w } => {
                 Value::Map(Tensor::from_data(TensorData::new(data, [c, batch.count, h, w]), &self.device))
             }
-            Layout::Row { c } => Value::Row(Tensor::from_data(TensorData::new(data, [batch.count, c]), &self.device)),
+            Layout::Row { c } => {
+                Value::Row(Tensor::from_data(TensorData::new(data, [batch.count, c]), &self.device))
+            }
         }
     }
 
@@ -272,7 +280,8 @@ impl Engine {
     fn forget(&self, done: usize, end: usize, values: &mut BTreeMap<String, Value>) {
         let keep: BTreeSet<&String> = self.nodes[done + 1..end].iter().flat_map(|n| &n.inputs).collect();
         let last = &self.nodes[end - 1].output;
-        let stale: Vec<&String> = self.nodes[done].inputs.iter().filter(|n| !keep.contains(n) && *n != last).collect();
+        let stale: Vec<&String> =
+            self.nodes[done].inputs.iter().filter(|n| !keep.contains(n) && *n != last).collect();
         for name in stale {
             values.remove(name);
         }
@@ -292,7 +301,9 @@ impl Engine {
         let leaf = |k: usize| &leaves[&node.inputs[k]];
         match &node.op {
             Op::Conv { window, groups } => Value::Map(match self.bands.get(&i) {
-                Some(band) => banded(map(0), leaf(1).d4(), leaf(2).d1(), band.clone(), self.shape.values[&node.output]),
+                Some(band) => {
+                    banded(map(0), leaf(1).d4(), leaf(2).d1(), band.clone(), self.shape.values[&node.output])
+                }
                 None => conv(map(0), leaf(1).d4(), leaf(2).d1(), window, *groups),
             }),
             Op::Clip { min, max } => each!(x(), |t| clip(t, *min, *max)),
@@ -323,7 +334,8 @@ impl Engine {
             }
             Op::MaxPool { window } => {
                 let mut options = MaxPoolOptions::new(window.kernel);
-                (options.stride, options.padding, options.dilation) = (window.strides, padding(window), window.dilations);
+                (options.stride, options.padding, options.dilation) =
+                    (window.strides, padding(window), window.dilations);
                 Value::Map(max_pool2d(map(0), options))
             }
             Op::AveragePool { window, count_pads } => {
@@ -349,7 +361,9 @@ impl Engine {
                 let shift = leaf(2).d1() - leaf(3).d1() * factor.clone();
                 let c = factor.dims()[0];
                 match x() {
-                    Value::Map(t) => Value::Map(t * factor.reshape([c, 1, 1, 1]) + shift.reshape([c, 1, 1, 1])),
+                    Value::Map(t) => {
+                        Value::Map(t * factor.reshape([c, 1, 1, 1]) + shift.reshape([c, 1, 1, 1]))
+                    }
                     Value::Row(t) => Value::Row(t * factor.reshape([1, c]) + shift.reshape([1, c])),
                 }
             }
@@ -426,7 +440,8 @@ fn padding(window: &Window) -> [(usize, usize); 2] {
 fn conv(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, window: &Window, groups: usize) -> Tensor<4> {
     let [c, n, h, w] = x.dims();
     let o = weight.dims()[0];
-    let pointwise = window.kernel == [1, 1] && window.strides == [1, 1] && window.pads == [0; 4] && groups == 1;
+    let pointwise =
+        window.kernel == [1, 1] && window.strides == [1, 1] && window.pads == [0; 4] && groups == 1;
     if pointwise {
         let y = weight.reshape([o, c]).matmul(x.reshape([c, n * h * w])) + bias.reshape([o, 1]);
         return y.reshape([o, n, h, w]);
@@ -474,5 +489,5 @@ fn read(value: Value) -> Result<Vec<f32>, EngineError> {
 fn to_vec<E: std::fmt::Display>(data: Result<TensorData, E>) -> Result<Vec<f32>, EngineError> {
     let library = |reason: String| EngineError::Library { reason };
     let data = data.map_err(|e| library(e.to_string()))?;
-    data.into_vec::<f32>().map_err(|e| library(format!("{e:?}")))
+    data.try_into_vec::<f32>().map_err(|e| library(format!("{e:?}")))
 }

@@ -80,8 +80,10 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(proto: &'a GraphProto, size: Option<(usize, usize)>) -> Result<Self, GraphError> {
-        let constants: BTreeMap<&str, &TensorProto> = proto.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
-        let inputs: Vec<_> = proto.input.iter().filter(|v| !constants.contains_key(v.name.as_str())).collect();
+        let constants: BTreeMap<&str, &TensorProto> =
+            proto.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
+        let inputs: Vec<_> =
+            proto.input.iter().filter(|v| !constants.contains_key(v.name.as_str())).collect();
         let fail = |reason: String| GraphError::Input { reason };
         let [input] = inputs[..] else { return Err(fail(format!("it has {} inputs", inputs.len()))) };
         if input.data_type() != Some(DataType::Float) {
@@ -92,10 +94,8 @@ impl<'a> Reader<'a> {
             return Err(fail(format!("{:?} has shape {dims:?}", input.name)));
         };
         let open = || fail("height and width are open: give --size".into());
-        let (height, width) = (
-            height.or(size.map(|s| s.0)).ok_or_else(open)?,
-            width.or(size.map(|s| s.1)).ok_or_else(open)?,
-        );
+        let (height, width) =
+            (height.or(size.map(|s| s.0)).ok_or_else(open)?, width.or(size.map(|s| s.1)).ok_or_else(open)?);
         let graph = Graph {
             name: proto.name.clone(),
             input: input.name.clone(),
@@ -105,14 +105,24 @@ impl<'a> Reader<'a> {
             nodes: Vec::new(),
             weights: BTreeMap::new(),
         };
-        let layouts = BTreeMap::from([(input.name.clone(), Layout::Map { c: channels, h: height, w: width })]);
-        Ok(Self { graph, constants, layouts, alias: BTreeMap::new(), softmax: BTreeSet::new(), unknown: BTreeSet::new(), missing: BTreeMap::new() })
+        let layouts =
+            BTreeMap::from([(input.name.clone(), Layout::Map { c: channels, h: height, w: width })]);
+        Ok(Self {
+            graph,
+            constants,
+            layouts,
+            alias: BTreeMap::new(),
+            softmax: BTreeSet::new(),
+            unknown: BTreeSet::new(),
+            missing: BTreeMap::new(),
+        })
     }
 
     fn node(&mut self, node: &'a NodeProto) -> Result<(), GraphError> {
         let broken =
             |reason: String| GraphError::Node { node: node.name.clone(), op: node.op_type.clone(), reason };
-        let output = node.output.first().filter(|o| !o.is_empty()).ok_or_else(|| broken("no output".into()))?;
+        let output =
+            node.output.first().filter(|o| !o.is_empty()).ok_or_else(|| broken("no output".into()))?;
         let result = if !node.domain.is_empty() && node.domain != "ai.onnx" {
             unsupported(format!("{}.{}", node.domain, node.op_type))
         } else if node.input.iter().any(|i| self.unknown.contains(self.resolve(i))) {
@@ -151,7 +161,9 @@ impl<'a> Reader<'a> {
         let name = self.resolve(name);
         match self.layouts.get(name) {
             Some(layout) => Ok((name.to_owned(), *layout)),
-            None if self.constants.contains_key(name) => unsupported(format!("{} of a constant", node.op_type)),
+            None if self.constants.contains_key(name) => {
+                unsupported(format!("{} of a constant", node.op_type))
+            }
             None => Err(format!("input {i} ({name:?}) is not a value computed before it").into()),
         }
     }
@@ -193,7 +205,11 @@ impl<'a> Reader<'a> {
     }
 
     fn push(&mut self, name: &str, op: Op, inputs: Vec<String>, output: &str) -> Result<(), Problem> {
-        let name = if name.is_empty() { format!("{}_{}", op.onnx_name(), self.graph.nodes.len()) } else { name.into() };
+        let name = if name.is_empty() {
+            format!("{}_{}", op.onnx_name(), self.graph.nodes.len())
+        } else {
+            name.into()
+        };
         let node = Node { name, op, inputs, output: output.to_owned() };
         if self.layouts.contains_key(output) || self.graph.weights.contains_key(output) {
             return Err(format!("{output:?} is computed twice").into());
@@ -212,7 +228,8 @@ impl<'a> Reader<'a> {
     fn convert(&mut self, node: &'a NodeProto, output: &str) -> Result<(), Problem> {
         match node.op_type.as_str() {
             "Constant" => {
-                let value = node.tensor("value").map_or_else(|| unsupported("Constant without a tensor"), Ok)?;
+                let value =
+                    node.tensor("value").map_or_else(|| unsupported("Constant without a tensor"), Ok)?;
                 self.constants.insert(&node.output[0], value);
                 Ok(())
             }
@@ -224,7 +241,9 @@ impl<'a> Reader<'a> {
             "Conv" => self.conv(node, output),
             "Relu" => self.unary(node, Op::Clip { min: 0.0, max: f32::INFINITY }, output),
             "Clip" => self.clip(node, output),
-            "LeakyRelu" => self.unary(node, Op::LeakyRelu { alpha: node.float("alpha").unwrap_or(0.01) }, output),
+            "LeakyRelu" => {
+                self.unary(node, Op::LeakyRelu { alpha: node.float("alpha").unwrap_or(0.01) }, output)
+            }
             "Sigmoid" => self.unary(node, Op::Sigmoid, output),
             "HardSigmoid" => {
                 let (alpha, beta) = (node.float("alpha").unwrap_or(0.2), node.float("beta").unwrap_or(0.5));
@@ -334,7 +353,9 @@ impl<'a> Reader<'a> {
     fn is_gemm_without_bias(&self, x: &str) -> bool {
         let last = self.graph.nodes.last();
         last.is_some_and(|n| {
-            n.op == Op::Gemm && n.output == x && self.graph.weights[&n.inputs[2]].data.iter().all(|v| *v == 0.0)
+            n.op == Op::Gemm
+                && n.output == x
+                && self.graph.weights[&n.inputs[2]].data.iter().all(|v| *v == 0.0)
         })
     }
 
@@ -346,7 +367,14 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn affine(&mut self, name: &str, x: String, epsilon: f32, parts: [Vec<f32>; 4], output: &str) -> Result<(), Problem> {
+    fn affine(
+        &mut self,
+        name: &str,
+        x: String,
+        epsilon: f32,
+        parts: [Vec<f32>; 4],
+        output: &str,
+    ) -> Result<(), Problem> {
         let mut inputs = vec![x];
         for (part, label) in parts.into_iter().zip(["scale", "bias", "mean", "var"]) {
             let array = Array::new(vec![part.len()], part);
@@ -356,7 +384,9 @@ impl<'a> Reader<'a> {
     }
 
     fn batch_norm(&mut self, node: &NodeProto, output: &str) -> Result<(), Problem> {
-        if node.int("training_mode").unwrap_or(0) != 0 || node.output.iter().filter(|o| !o.is_empty()).count() > 1 {
+        if node.int("training_mode").unwrap_or(0) != 0
+            || node.output.iter().filter(|o| !o.is_empty()).count() > 1
+        {
             return unsupported("BatchNormalization in training form");
         }
         let (x, _) = self.activation(node, 0)?;
@@ -377,7 +407,9 @@ impl<'a> Reader<'a> {
         };
         axes.iter_mut().for_each(|a| *a = if *a < 0 { *a + 4 } else { *a });
         axes.sort_unstable();
-        let (x, Layout::Map { .. }) = self.activation(node, 0)? else { return unsupported("ReduceMean of a row") };
+        let (x, Layout::Map { .. }) = self.activation(node, 0)? else {
+            return unsupported("ReduceMean of a row");
+        };
         if axes != [2, 3] {
             return unsupported("ReduceMean over other axes than height and width");
         }
@@ -414,8 +446,13 @@ impl<'a> Reader<'a> {
     fn reshape(&mut self, node: &NodeProto, output: &str) -> Result<(), Problem> {
         let (_, layout) = self.activation(node, 0)?;
         let shape = self.ints(node, 1)?.ok_or("no shape")?;
-        let flat = matches!(shape[..], [_, -1]) || matches!(shape[..], [_, n] if usize::try_from(n) == Ok(layout.len()));
-        if flat { self.unary(node, Op::Flatten, output) } else { unsupported(format!("Reshape to {shape:?}")) }
+        let flat = matches!(shape[..], [_, -1])
+            || matches!(shape[..], [_, n] if usize::try_from(n) == Ok(layout.len()));
+        if flat {
+            self.unary(node, Op::Flatten, output)
+        } else {
+            unsupported(format!("Reshape to {shape:?}"))
+        }
     }
 
     fn gemm(&mut self, node: &NodeProto, output: &str) -> Result<(), Problem> {
@@ -442,7 +479,13 @@ impl<'a> Reader<'a> {
         self.push_gemm(node, weight, bias, output)
     }
 
-    fn push_gemm(&mut self, node: &NodeProto, weight: Array, bias: Vec<f32>, output: &str) -> Result<(), Problem> {
+    fn push_gemm(
+        &mut self,
+        node: &NodeProto,
+        weight: Array,
+        bias: Vec<f32>,
+        output: &str,
+    ) -> Result<(), Problem> {
         let (x, layout) = self.activation(node, 0)?;
         if !matches!(layout, Layout::Row { .. }) {
             return unsupported(format!("{} of something that is not [N, C]", node.op_type));
@@ -483,16 +526,43 @@ impl<'a> Reader<'a> {
 
 fn known(op: &str) -> bool {
     const KNOWN: &[&str] = &[
-        "Constant", "Identity", "Dropout", "Conv", "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish",
-        "Add", "Mul", "Sub", "Div", "GlobalAveragePool", "ReduceMean", "MaxPool", "AveragePool", "Flatten", "Reshape",
-        "Squeeze", "Gemm", "MatMul", "BatchNormalization", "Concat", "Softmax", "LogSoftmax",
+        "Constant",
+        "Identity",
+        "Dropout",
+        "Conv",
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Add",
+        "Mul",
+        "Sub",
+        "Div",
+        "GlobalAveragePool",
+        "ReduceMean",
+        "MaxPool",
+        "AveragePool",
+        "Flatten",
+        "Reshape",
+        "Squeeze",
+        "Gemm",
+        "MatMul",
+        "BatchNormalization",
+        "Concat",
+        "Softmax",
+        "LogSoftmax",
     ];
     KNOWN.contains(&op)
 }
 
 fn transposed(array: Array) -> Result<Array, Problem> {
-    let [rows, columns] = array.shape[..] else { return unsupported("MatMul or Gemm with a weight that is no matrix") };
-    let data = (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| array.data[r * columns + c]);
+    let [rows, columns] = array.shape[..] else {
+        return unsupported("MatMul or Gemm with a weight that is no matrix");
+    };
+    let data =
+        (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| array.data[r * columns + c]);
     Ok(Array::new(vec![columns, rows], data.collect()))
 }
 
@@ -510,11 +580,20 @@ fn window(node: &NodeProto, kernel: [usize; 2], layout: Layout) -> Result<Window
     let pair = |v: Vec<usize>| [v[0], v[1]];
     let strides = pair(list("strides", &[1, 1])?);
     let dilations = pair(list("dilations", &[1, 1])?);
-    if strides.contains(&0) || dilations.contains(&0) || kernel.contains(&0) || kernel.iter().any(|k| *k > 1024) {
-        return Err(format!("kernel {kernel:?}, strides {strides:?} or dilations {dilations:?} out of range").into());
+    if strides.contains(&0)
+        || dilations.contains(&0)
+        || kernel.contains(&0)
+        || kernel.iter().any(|k| *k > 1024)
+    {
+        return Err(format!(
+            "kernel {kernel:?}, strides {strides:?} or dilations {dilations:?} out of range"
+        )
+        .into());
     }
     let same = |upper: bool| {
-        let total = |n: usize, a: usize| ((n.div_ceil(strides[a]) - 1) * strides[a] + dilations[a] * (kernel[a] - 1) + 1).saturating_sub(n);
+        let total = |n: usize, a: usize| {
+            ((n.div_ceil(strides[a]) - 1) * strides[a] + dilations[a] * (kernel[a] - 1) + 1).saturating_sub(n)
+        };
         let (th, tw) = (total(h, 0), total(w, 1));
         let (sh, sw) = (th / 2, tw / 2);
         if upper { [sh, sw, th - sh, tw - sw] } else { [th - sh, tw - sw, sh, sw] }

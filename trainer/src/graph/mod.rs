@@ -55,24 +55,42 @@ pub struct Window {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
     /// Inputs x, weight `[O, C/groups, kh, kw]`, bias `[O]` (always there once a graph is simplified).
-    Conv { window: Window, groups: usize },
+    Conv {
+        window: Window,
+        groups: usize,
+    },
     /// Clamps to `[min, max]`. Relu is `[0, ∞]`.
-    Clip { min: f32, max: f32 },
-    LeakyRelu { alpha: f32 },
+    Clip {
+        min: f32,
+        max: f32,
+    },
+    LeakyRelu {
+        alpha: f32,
+    },
     Sigmoid,
-    HardSigmoid { alpha: f32, beta: f32 },
+    HardSigmoid {
+        alpha: f32,
+        beta: f32,
+    },
     HardSwish,
     Add,
     Mul,
     GlobalAveragePool,
-    MaxPool { window: Window },
-    AveragePool { window: Window, count_pads: bool },
+    MaxPool {
+        window: Window,
+    },
+    AveragePool {
+        window: Window,
+        count_pads: bool,
+    },
     /// `[N, C, H, W]` to `[N, C*H*W]`; nothing on `[N, C]`. Also what is left of `Reshape`.
     Flatten,
     /// Inputs x `[N, I]`, weight `[O, I]`, bias `[O]`.
     Gemm,
     /// Inputs x, scale, bias, mean, variance.
-    BatchNormalization { epsilon: f32 },
+    BatchNormalization {
+        epsilon: f32,
+    },
     /// Along the channels.
     Concat,
 }
@@ -172,7 +190,9 @@ impl Graph {
         let born: Vec<(usize, &str)> = std::iter::once((0, self.input.as_str()))
             .chain(self.nodes.iter().enumerate().map(|(i, n)| (i + 1, n.output.as_str())))
             .collect();
-        let alive = |at: usize| born.iter().filter(|(b, n)| *b <= at && last_use.get(n).is_some_and(|u| *u >= at)).count();
+        let alive = |at: usize| {
+            born.iter().filter(|(b, n)| *b <= at && last_use.get(n).is_some_and(|u| *u >= at)).count()
+        };
         (0..self.nodes.len()).filter(|i| alive(*i) == 1).collect()
     }
 
@@ -223,7 +243,14 @@ pub(crate) mod testing {
             output
         }
 
-        pub(crate) fn conv(&mut self, x: &str, shape: [usize; 4], strides: usize, pads: [usize; 4], groups: usize) -> String {
+        pub(crate) fn conv(
+            &mut self,
+            x: &str,
+            shape: [usize; 4],
+            strides: usize,
+            pads: [usize; 4],
+            groups: usize,
+        ) -> String {
             let fan_in = (shape[1] * shape[2] * shape[3]) as f32;
             let (w, b) = (self.weight(&shape, (3.0 / fan_in).sqrt()), self.weight(&shape[..1], 0.1));
             let window =
@@ -267,3 +294,6 @@ pub(crate) mod testing {
         b.head(&x, 24, 3)
     }
 }
+
+#[cfg(test)]
+mod tests;

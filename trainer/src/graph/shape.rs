@@ -62,10 +62,17 @@ impl Shape {
         let mut values = BTreeMap::from([(graph.input.clone(), input)]);
         let mut macs = Vec::with_capacity(graph.nodes.len());
         for node in &graph.nodes {
-            let fail = |reason: String| ShapeError::Node { node: node.name.clone(), op: node.op.onnx_name(), reason };
+            let fail = |reason: String| ShapeError::Node {
+                node: node.name.clone(),
+                op: node.op.onnx_name(),
+                reason,
+            };
             let (layout, cost) = infer_node(graph, &values, node).map_err(fail)?;
             if layout.is_empty() || layout.len() > ELEMENTS_MAX {
-                return Err(fail(format!("output of {} elements, allowed are 1 to {ELEMENTS_MAX}", layout.len())));
+                return Err(fail(format!(
+                    "output of {} elements, allowed are 1 to {ELEMENTS_MAX}",
+                    layout.len()
+                )));
             }
             values.insert(node.output.clone(), layout);
             macs.push(cost);
@@ -75,7 +82,11 @@ impl Shape {
 }
 
 /// Shape of what `node` makes.
-pub(super) fn output(graph: &Graph, values: &BTreeMap<String, Layout>, node: &Node) -> Result<Layout, String> {
+pub(super) fn output(
+    graph: &Graph,
+    values: &BTreeMap<String, Layout>,
+    node: &Node,
+) -> Result<Layout, String> {
     let (layout, _) = infer_node(graph, values, node)?;
     if layout.is_empty() || layout.len() > ELEMENTS_MAX {
         return Err(format!("output of {} elements, allowed are 1 to {ELEMENTS_MAX}", layout.len()));
@@ -83,15 +94,26 @@ pub(super) fn output(graph: &Graph, values: &BTreeMap<String, Layout>, node: &No
     Ok(layout)
 }
 
-fn infer_node(graph: &Graph, values: &BTreeMap<String, Layout>, node: &Node) -> Result<(Layout, usize), String> {
+fn infer_node(
+    graph: &Graph,
+    values: &BTreeMap<String, Layout>,
+    node: &Node,
+) -> Result<(Layout, usize), String> {
     let activation = |i: usize| -> Result<Layout, String> {
         let name = node.inputs.get(i).ok_or_else(|| format!("input {i} is missing"))?;
-        values.get(name).copied().ok_or_else(|| format!("input {i} ({name:?}) is not a value computed before it"))
+        values
+            .get(name)
+            .copied()
+            .ok_or_else(|| format!("input {i} ({name:?}) is not a value computed before it"))
     };
     let weight = |i: usize, expected: &[usize]| -> Result<(), String> {
         let name = node.inputs.get(i).ok_or_else(|| format!("input {i} is missing"))?;
         let array = graph.weights.get(name).ok_or_else(|| format!("input {i} ({name:?}) is no constant"))?;
-        if array.shape == expected { Ok(()) } else { Err(format!("{name:?} is {:?}, expected {expected:?}", array.shape)) }
+        if array.shape == expected {
+            Ok(())
+        } else {
+            Err(format!("{name:?} is {:?}, expected {expected:?}", array.shape))
+        }
     };
     let map = |layout: Layout| match layout {
         Layout::Map { c, h, w } => Ok((c, h, w)),
@@ -101,7 +123,12 @@ fn infer_node(graph: &Graph, values: &BTreeMap<String, Layout>, node: &Node) -> 
         Op::Conv { window, groups } => {
             let (c, h, w) = map(activation(0)?)?;
             let name = node.inputs.get(1).ok_or("input 1 is missing")?;
-            let out = graph.weights.get(name).and_then(|a| a.shape.first()).copied().ok_or("the weight is no constant")?;
+            let out = graph
+                .weights
+                .get(name)
+                .and_then(|a| a.shape.first())
+                .copied()
+                .ok_or("the weight is no constant")?;
             if *groups == 0 || c % groups != 0 || out % groups != 0 {
                 return Err(format!("{c} channels in and {out} out do not divide into {groups} groups"));
             }
@@ -133,7 +160,12 @@ fn infer_node(graph: &Graph, values: &BTreeMap<String, Layout>, node: &Node) -> 
         Op::Gemm => {
             let Layout::Row { c } = activation(0)? else { return Err("needs an input [N, C]".into()) };
             let name = node.inputs.get(1).ok_or("input 1 is missing")?;
-            let out = graph.weights.get(name).and_then(|a| a.shape.first()).copied().ok_or("the weight is no constant")?;
+            let out = graph
+                .weights
+                .get(name)
+                .and_then(|a| a.shape.first())
+                .copied()
+                .ok_or("the weight is no constant")?;
             weight(1, &[out, c])?;
             weight(2, &[out])?;
             Ok((Layout::Row { c: out }, c.saturating_mul(out)))
@@ -169,12 +201,25 @@ fn slide(window: &Window, h: usize, w: usize) -> Result<(usize, usize), String> 
     let side = |n: usize, axis: usize| {
         let (k, s, d) = (kernel[axis], strides[axis], dilations[axis]);
         let (before, after) = (pads[axis], pads[axis + 2]);
-        if !(1..=1024).contains(&k) || s == 0 || d == 0 || s > 1024 || d > 1024 || before > 1024 || after > 1024 {
-            return Err(format!("kernel {k}, stride {s}, dilation {d}, pads {before} and {after} are out of range"));
+        if !(1..=1024).contains(&k)
+            || s == 0
+            || d == 0
+            || s > 1024
+            || d > 1024
+            || before > 1024
+            || after > 1024
+        {
+            return Err(format!(
+                "kernel {k}, stride {s}, dilation {d}, pads {before} and {after} are out of range"
+            ));
         }
         let span = d * (k - 1) + 1;
         let padded = n + before + after;
-        if padded < span { Err(format!("a window of {span} on a side of {padded}")) } else { Ok((padded - span) / s + 1) }
+        if padded < span {
+            Err(format!("a window of {span} on a side of {padded}"))
+        } else {
+            Ok((padded - span) / s + 1)
+        }
     };
     Ok((side(h, 0)?, side(w, 1)?))
 }

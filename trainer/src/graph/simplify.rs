@@ -41,7 +41,8 @@ fn foldable(graph: &Graph, i: usize) -> Option<usize> {
         return None;
     }
     let source = &node.inputs[0];
-    let conv = graph.nodes[..i].iter().position(|n| n.output == *source && matches!(n.op, Op::Conv { .. }))?;
+    let conv =
+        graph.nodes[..i].iter().position(|n| n.output == *source && matches!(n.op, Op::Conv { .. }))?;
     (graph.uses().get(source.as_str()) == Some(&1)).then_some(conv)
 }
 
@@ -49,7 +50,8 @@ fn fold(graph: &mut Graph, conv: usize, norm: &[String], op: &Op) {
     let Op::BatchNormalization { epsilon } = *op else { return };
     let [scale, shift, mean, var] = [1, 2, 3, 4].map(|i| graph.weights[&norm[i]].data.clone());
     // In f64: folded nets are compared with unfolded ones to 1e-5.
-    let factor: Vec<f64> = scale.iter().zip(&var).map(|(s, v)| *s as f64 / (*v as f64 + epsilon as f64).sqrt()).collect();
+    let factor: Vec<f64> =
+        scale.iter().zip(&var).map(|(s, v)| *s as f64 / (*v as f64 + epsilon as f64).sqrt()).collect();
     let [_, w, b] = [0, 1, 2].map(|i| graph.nodes[conv].inputs[i].clone());
     if let Some(weight) = graph.weights.get_mut(&w) {
         let per_output = weight.data.len() / factor.len();

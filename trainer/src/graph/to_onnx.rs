@@ -55,12 +55,13 @@ pub fn node(node: &Node, initializer: &mut Vec<TensorProto>) -> NodeProto {
         }
         Op::MaxPool { window } => slide(make("MaxPool", &node.inputs), window)
             .with_ints("dilations", &[window.dilations[0] as i64, window.dilations[1] as i64]),
-        Op::AveragePool { window, count_pads } => {
-            slide(make("AveragePool", &node.inputs), window).with_int("count_include_pad", (*count_pads).into())
-        }
+        Op::AveragePool { window, count_pads } => slide(make("AveragePool", &node.inputs), window)
+            .with_int("count_include_pad", (*count_pads).into()),
         Op::Flatten => make("Flatten", &node.inputs).with_int("axis", 1),
         Op::Gemm => make("Gemm", &node.inputs).with_int("transB", 1),
-        Op::BatchNormalization { epsilon } => make("BatchNormalization", &node.inputs).with_float("epsilon", *epsilon),
+        Op::BatchNormalization { epsilon } => {
+            make("BatchNormalization", &node.inputs).with_float("epsilon", *epsilon)
+        }
         Op::Concat => make("Concat", &node.inputs).with_int("axis", 1),
         Op::Sigmoid | Op::HardSwish | Op::Add | Op::Mul | Op::GlobalAveragePool => {
             make(node.op.onnx_name(), &node.inputs)

@@ -32,7 +32,12 @@ impl Ranges {
 }
 
 /// Runs the graph on `images` (normalised, `[C, H, W]`).
-pub fn calibrate(team: &Team, engine: &Engine, graph: &Graph, images: &[Vec<f32>]) -> Result<Ranges, EngineError> {
+pub fn calibrate(
+    team: &Team,
+    engine: &Engine,
+    graph: &Graph,
+    images: &[Vec<f32>],
+) -> Result<Ranges, EngineError> {
     let all = Mutex::new(Ranges::default());
     let layout = engine.layout_at(graph, 0);
     team.map(images.len().div_ceil(SHARD), |i| {

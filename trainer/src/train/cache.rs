@@ -14,7 +14,9 @@ pub const CACHE_BYTES_MAX: usize = 4 << 30;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    #[error("{images} images would need {bytes} bytes of memory for their features, allowed are {CACHE_BYTES_MAX}; use fewer training images")]
+    #[error(
+        "{images} images would need {bytes} bytes of memory for their features, allowed are {CACHE_BYTES_MAX}; use fewer training images"
+    )]
     TooLarge { images: usize, bytes: usize },
     #[error("cancelled")]
     Cancelled,

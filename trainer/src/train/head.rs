@@ -32,7 +32,12 @@ pub struct HeadReport {
 
 /// `embeddings` are rows of equal length, `classes[i]` the class of row i. `penalty` is per image, on standardised
 /// weights.
-pub fn fit_head(embeddings: &[Vec<f32>], classes: &[usize], count: usize, penalty: f32) -> Result<HeadReport, HeadError> {
+pub fn fit_head(
+    embeddings: &[Vec<f32>],
+    classes: &[usize],
+    count: usize,
+    penalty: f32,
+) -> Result<HeadReport, HeadError> {
     let (n, d) = (embeddings.len(), embeddings.first().map_or(0, Vec::len));
     let (mean, deviation) = moments(embeddings, d)?;
     let rows: Vec<Vec<f32>> = embeddings
@@ -52,7 +57,8 @@ pub fn fit_head(embeddings: &[Vec<f32>], classes: &[usize], count: usize, penalt
         let mut gradient = vec![0.0f32; ahead.len()];
         loss = 0.0;
         for (row, class) in rows.iter().zip(classes) {
-            let logits: Vec<f32> = (0..count).map(|k| dot(&ahead[k * (d + 1)..][..d], row) + ahead[k * (d + 1) + d]).collect();
+            let logits: Vec<f32> =
+                (0..count).map(|k| dot(&ahead[k * (d + 1)..][..d], row) + ahead[k * (d + 1) + d]).collect();
             let p = softmax(&logits);
             let weight = weights[*class] / n as f32;
             loss -= (weight * p[*class].max(1e-12).ln()) as f64;
@@ -69,7 +75,8 @@ pub fn fit_head(embeddings: &[Vec<f32>], classes: &[usize], count: usize, penalt
             *a = ahead - step * (g + decay);
         }
     }
-    let mut report = HeadReport { weight: Vec::with_capacity(count * d), bias: Vec::with_capacity(count), loss };
+    let mut report =
+        HeadReport { weight: Vec::with_capacity(count * d), bias: Vec::with_capacity(count), loss };
     for k in 0..count {
         let row = &at[k * (d + 1)..][..d + 1];
         let raw: Vec<f32> = row[..d].iter().zip(&deviation).map(|(w, s)| w / s).collect();
@@ -101,11 +108,13 @@ fn moments(rows: &[Vec<f32>], d: usize) -> Result<(Vec<f32>, Vec<f32>), HeadErro
             square[i] += (*v as f64).powi(2) / n;
         }
     }
-    let deviation: Vec<f32> = mean.iter().zip(&square).map(|(m, s)| (s - m * m).max(0.0).sqrt() as f32).collect();
+    let deviation: Vec<f32> =
+        mean.iter().zip(&square).map(|(m, s)| (s - m * m).max(0.0).sqrt() as f32).collect();
     let mut sorted = deviation.clone();
     sorted.sort_by(f32::total_cmp);
     // Half of the median deviation: weights of rarer features stay within the others' range.
-    let floor = sorted.get(d / 2).copied().unwrap_or(0.0).max(sorted.last().copied().unwrap_or(0.0) * 0.01) * 0.5;
+    let floor =
+        sorted.get(d / 2).copied().unwrap_or(0.0).max(sorted.last().copied().unwrap_or(0.0) * 0.01) * 0.5;
     if floor.is_nan() || floor <= 0.0 {
         return Err(HeadError::Constant);
     }
@@ -151,7 +160,11 @@ mod tests {
         let rows: Vec<Vec<f32>> = (0..60)
             .map(|i| {
                 let side = if i % 3 == 0 { 1.0 } else { -1.0 };
-                vec![side + 0.3 * (i as f32 * 1.7).sin(), 0.5 * side + 0.3 * (i as f32).cos(), 1e-4 * (i % 2) as f32]
+                vec![
+                    side + 0.3 * (i as f32 * 1.7).sin(),
+                    0.5 * side + 0.3 * (i as f32).cos(),
+                    1e-4 * (i % 2) as f32,
+                ]
             })
             .collect();
         let classes: Vec<usize> = (0..60).map(|i| usize::from(i % 3 != 0)).collect();

@@ -124,12 +124,18 @@ pub fn tune(
 }
 
 /// Logits of cached images under the graph's present weights.
-pub fn logits(team: &Team, engine: &Engine, graph: &Graph, cache: &Cache, images: &[usize]) -> Result<Vec<Vec<f32>>, EngineError> {
+pub fn logits(
+    team: &Team,
+    engine: &Engine,
+    graph: &Graph,
+    cache: &Cache,
+    images: &[usize],
+) -> Result<Vec<Vec<f32>>, EngineError> {
     tail(team, engine, graph, cache, images, graph.nodes.len())
 }
 
 /// What the tail makes of cached images up to node `end`, one row each.
-pub(crate) fn tail(
+pub fn tail(
     team: &Team,
     engine: &Engine,
     graph: &Graph,
@@ -155,7 +161,13 @@ fn trainable(graph: &Graph, cut: usize) -> BTreeSet<String> {
 }
 
 /// Mean weighted cross-entropy.
-fn loss(team: &Team, engine: &Engine, graph: &Graph, cache: &Cache, samples: &[Sample]) -> Result<f64, EngineError> {
+fn loss(
+    team: &Team,
+    engine: &Engine,
+    graph: &Graph,
+    cache: &Cache,
+    samples: &[Sample],
+) -> Result<f64, EngineError> {
     let images: Vec<usize> = samples.iter().map(|s| s.versions[0]).collect();
     let rows = logits(team, engine, graph, cache, &images)?;
     let (mut total, mut weight) = (0.0, 0.0);

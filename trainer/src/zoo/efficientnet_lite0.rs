@@ -49,7 +49,8 @@ pub fn efficientnet_lite0(weights: &Path, size: usize, classes: usize) -> Result
         return Err(ZooError::Classes { classes });
     }
     let path = weights.display().to_string();
-    let file = PytorchReader::new(weights).map_err(|e| ZooError::Read { path: path.clone(), reason: e.to_string() })?;
+    let file = PytorchReader::new(weights)
+        .map_err(|e| ZooError::Read { path: path.clone(), reason: e.to_string() })?;
     let mut net = Builder { file, path, size, graph: empty(size) };
     let mut x = net.conv(INPUT, [STEM, 3, 3], 2, 1, "_conv_stem", "_bn0", true)?;
     let (mut channels, mut index) = (STEM, 0);
@@ -64,7 +65,9 @@ pub fn efficientnet_lite0(weights: &Path, size: usize, classes: usize) -> Result
     let pooled = net.push("pool", Op::GlobalAveragePool, vec![x]);
     let embedding = net.push(EMBEDDING, Op::Flatten, vec![pooled]);
     let mut graph = net.graph;
-    graph.weights.insert("head.weight".into(), Array::new(vec![classes, FEATURES], vec![0.0; classes * FEATURES]));
+    graph
+        .weights
+        .insert("head.weight".into(), Array::new(vec![classes, FEATURES], vec![0.0; classes * FEATURES]));
     graph.weights.insert("head.bias".into(), Array::new(vec![classes], vec![0.0; classes]));
     let inputs = vec![embedding, "head.weight".into(), "head.bias".into()];
     graph.nodes.push(Node { name: "head".into(), op: Op::Gemm, inputs, output: SCORES.into() });
@@ -97,9 +100,15 @@ impl Builder {
         let tensor = self.file.get(name).ok_or_else(missing)?;
         if tensor.shape() != expected || tensor.dtype() != DType::F32 {
             let (path, name) = (self.path.clone(), name.to_owned());
-            return Err(ZooError::Tensor { path, name, actual: tensor.shape().to_vec(), expected: expected.to_vec() });
+            return Err(ZooError::Tensor {
+                path,
+                name,
+                actual: tensor.shape().to_vec(),
+                expected: expected.to_vec(),
+            });
         }
-        let bytes = tensor.read().map_err(|e| ZooError::Read { path: self.path.clone(), reason: e.to_string() })?;
+        let bytes =
+            tensor.read().map_err(|e| ZooError::Read { path: self.path.clone(), reason: e.to_string() })?;
         Ok(bytes.as_chunks().0.iter().map(|c| f32::from_ne_bytes(*c)).collect())
     }
 
@@ -122,7 +131,8 @@ impl Builder {
     ) -> Result<String, ZooError> {
         let mut weight = self.tensor(&format!("{conv}.weight"), &[out, per_group, kernel, kernel])?;
         let part = |name: &str| self.tensor(&format!("{norm}.{name}"), &[out]);
-        let (gamma, beta, mean, var) = (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
+        let (gamma, beta, mean, var) =
+            (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
         let mut bias = vec![0.0; out];
         for (c, kernel) in weight.chunks_mut(per_group * kernel * kernel).enumerate() {
             let factor = gamma[c] as f64 / (var[c] as f64 + NORM_EPSILON).sqrt();
@@ -133,9 +143,18 @@ impl Builder {
         let (w, b) = (format!("{name}.weight"), format!("{name}.bias"));
         self.graph.weights.insert(w.clone(), Array::new(vec![out, per_group, kernel, kernel], weight));
         self.graph.weights.insert(b.clone(), Array::new(vec![out], bias));
-        let window = Window { kernel: [kernel; 2], strides: [stride; 2], pads: self.same(kernel, stride), dilations: [1; 2] };
+        let window = Window {
+            kernel: [kernel; 2],
+            strides: [stride; 2],
+            pads: self.same(kernel, stride),
+            dilations: [1; 2],
+        };
         let y = self.push(&name, Op::Conv { window, groups }, vec![x.into(), w, b]);
-        Ok(if activate { self.push(&format!("{name}.relu6"), Op::Clip { min: 0.0, max: 6.0 }, vec![y]) } else { y })
+        Ok(if activate {
+            self.push(&format!("{name}.relu6"), Op::Clip { min: 0.0, max: 6.0 }, vec![y])
+        } else {
+            y
+        })
     }
 
     /// Inverted residual (Sandler et al. 2018): 1x1 expand, depthwise, 1x1 project, shortcut where the shape is kept.

@@ -2,4 +2,4 @@
 
 mod efficientnet_lite0;
 
-pub use efficientnet_lite0::{ZooError, efficientnet_lite0};
+pub use efficientnet_lite0::{MEAN, STD, ZooError, efficientnet_lite0};
