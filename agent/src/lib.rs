@@ -4,11 +4,17 @@
 //! Invariants: nothing beside the frame path can delay it; a local copy goes only after the server's own
 //! acknowledgement; an update that does not prove itself is undone. It holds no server code and never trains.
 
+pub mod camera;
 pub mod clock;
 pub mod config;
+pub mod decision;
+pub mod drift_watch;
 pub mod enrol;
 pub mod files;
 pub mod identity;
+pub mod output;
+pub mod pipeline;
+pub mod selection;
 pub mod spool;
 pub mod update;
 pub mod uplink;
