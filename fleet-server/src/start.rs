@@ -81,6 +81,7 @@ pub async fn start(config: Config, options: Options) -> anyhow::Result<Running> 
         mqtt,
         wake: Wake::default(),
         ca,
+        tuf: tuf::Handle::default(),
         addresses: OnceLock::new(),
         shutdown: CancellationToken::new(),
         config,
@@ -89,6 +90,7 @@ pub async fn start(config: Config, options: Options) -> anyhow::Result<Running> 
     // Until the broker says otherwise.
     sqlx::query("UPDATE device SET online = 0 WHERE online <> 0").execute(app.db.writer()).await?;
     tuf::prepare(&app).await.context("update repository")?;
+    releases::prepare(&app).await?;
     let tasks = match serve(&app, people_tls, outgoing).await {
         Ok(tasks) => tasks,
         Err(error) => {

@@ -87,6 +87,7 @@ impl TestApp {
         let app = App::new(Parts {
             ca: Ca::open_or_create(&paths.keys(), NOW_MS).unwrap(),
             blobs: Arc::new(LocalBlobs::open(&paths.blobs()).unwrap()),
+            tuf: Default::default(),
             config,
             paths,
             db,

@@ -19,7 +19,10 @@ pub type Conn = AnyConnection;
 pub type Tx = sqlx::Transaction<'static, sqlx::Any>;
 
 /// In order of their numbers, each applied once, never changed after it shipped.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "core", include_str!("../../migrations/0001_core.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "core", include_str!("../../migrations/0001_core.sql")),
+    (2, "models", include_str!("../../migrations/0002_models.sql")),
+];
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

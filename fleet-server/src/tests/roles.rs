@@ -11,6 +11,7 @@ use crate::{auth::rank, testing::each_app};
 const ANYONE: Option<Role> = None;
 const VIEWER: Option<Role> = Some(Role::Viewer);
 const LABELLER: Option<Role> = Some(Role::Labeller);
+const ENGINEER: Option<Role> = Some(Role::Engineer);
 const OPERATOR: Option<Role> = Some(Role::Operator);
 
 const TABLE: &[(&str, &str, Option<Role>)] = &[
@@ -33,6 +34,25 @@ const TABLE: &[(&str, &str, Option<Role>)] = &[
     ("get", "/samples/{id}/image", VIEWER),
     ("put", "/samples/{id}/label", LABELLER),
     ("delete", "/samples/{id}/label", LABELLER),
+    ("get", "/models", VIEWER),
+    ("get", "/models/{name}", VIEWER),
+    ("get", "/models/{name}/policy", VIEWER),
+    ("put", "/models/{name}/policy", OPERATOR),
+    ("get", "/releases", VIEWER),
+    ("post", "/releases", ENGINEER),
+    ("get", "/releases/{model}/{version}", VIEWER),
+    ("post", "/releases/{model}/{version}/withdraw", OPERATOR),
+    ("get", "/datasets", VIEWER),
+    ("post", "/datasets", ENGINEER),
+    ("get", "/datasets/{id}", VIEWER),
+    ("get", "/runs", VIEWER),
+    ("post", "/runs", ENGINEER),
+    ("get", "/runs/{id}", VIEWER),
+    ("post", "/runs/{id}/cancel", ENGINEER),
+    ("get", "/rollouts", VIEWER),
+    ("post", "/rollouts", OPERATOR),
+    ("get", "/rollouts/{id}", VIEWER),
+    ("post", "/rollouts/{id}/{action}", OPERATOR),
     ("get", "/audit", OPERATOR),
     ("get", "/events", VIEWER),
 ];
@@ -66,7 +86,7 @@ async fn a_role_opens_its_routes_and_no_others() {
             let endless = path == "/events";
             let uri = format!(
                 "/api/v1{}",
-                path.replace("{id}", &"0".repeat(64)).replace("/devices/0", "/devices/d0")
+                path.replace("{id}", &"0".repeat(64)).replace("{name}", "cell").replace("{model}/{version}", "cell/1").replace("{action}", "pause").replace("/devices/0", "/devices/d0")
             );
             let method: Method = method.to_uppercase().parse().unwrap();
             let Some(needed) = needed else { continue };
