@@ -30,10 +30,10 @@ export function classesOf(models: readonly Model[], sample: Sample): string[] {
   return models.find((m) => m.name === model)?.labels ?? [];
 }
 
-/** `null` removes the label. */
-export function writeLabel(id: string, label: string | null): Promise<Sample> {
-  const params = { path: { id } };
-  return label === null
-    ? (call(api.DELETE("/api/v1/samples/{id}/label", { params })) as Promise<Sample>)
-    : call(api.PUT("/api/v1/samples/{id}/label", { params, body: { class: label } }));
+/** `null` removes the label. The answer is the sample as it is then. */
+export async function writeLabel(sample: Sample, label: string | null): Promise<Sample> {
+  const params = { path: { id: sample.id } };
+  if (label !== null) return call(api.PUT("/api/v1/samples/{id}/label", { params, body: { class: label } }));
+  await call(api.DELETE("/api/v1/samples/{id}/label", { params }));
+  return { ...sample, label: null };
 }

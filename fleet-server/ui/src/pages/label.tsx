@@ -70,7 +70,9 @@ function Desk({ samples, models, back, next }: DeskProps) {
     latest.current = state;
     setQueue(state);
     for (const effect of effects) {
-      writeLabel(effect.id, effect.label).then(
+      const sample = samples.find((s) => s.id === effect.id);
+      if (!sample) continue;
+      writeLabel(sample, effect.label).then(
         () => act({ type: "settle", id: effect.id }),
         (e: unknown) => act({ type: "settle", id: effect.id, error: asApiError(e).message }),
       );

@@ -194,7 +194,7 @@ function Detail({ sample, classes, predictions, replace, close }: DetailProps) {
   const [error, setError] = useState<ApiError>();
   const write = (label: string | null) => {
     setError(undefined);
-    writeLabel(sample.id, label).then(replace, (e: unknown) => setError(asApiError(e)));
+    writeLabel(sample, label).then(replace, (e: unknown) => setError(asApiError(e)));
   };
   const facts: [string, preact.ComponentChildren][] = [
     ["Device", <a href={`/devices/${encodeURIComponent(sample.device)}`}>{sample.device}</a>],
