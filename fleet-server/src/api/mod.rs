@@ -81,7 +81,28 @@ fn text_of(document: &utoipa::openapi::OpenApi) -> String {
 }
 
 fn parts() -> (Router<App>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Document::openapi()).nest("/api/v1", routes()).split_for_parts()
+    let (router, mut document) =
+        OpenApiRouter::with_openapi(Document::openapi()).nest("/api/v1", routes()).split_for_parts();
+    name_operations(&mut document);
+    (router, document)
+}
+
+/// Operation ids must be unique in a document (OpenAPI 3.1, Operation Object), or generated clients mix up the types;
+/// handlers of several modules share names such as `list`.
+fn name_operations(document: &mut utoipa::openapi::OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        let path: String = path.trim_start_matches("/api/v1").replace(['{', '}'], "").replace('/', "_");
+        for (method, operation) in [
+            ("get", &mut item.get),
+            ("put", &mut item.put),
+            ("post", &mut item.post),
+            ("delete", &mut item.delete),
+        ] {
+            if let Some(operation) = operation {
+                operation.operation_id = Some(format!("{method}{path}"));
+            }
+        }
+    }
 }
 
 /// All routes of version 1. Those of releases, rollouts and training set their own limits, since bodies are large there.
