@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::{
+    cpu::{Cpu, Summary},
     graph::{Graph, NodeId},
     model::Model,
     shape::{self, Shapes},
@@ -30,6 +31,8 @@ pub struct Explanation {
     pub opset: i64,
     pub rows: Vec<Row>,
     pub embedding: Option<String>,
+    /// What runs it, with how many steps, or why not the faster one.
+    pub engine: String,
     /// Elements of all constants; one that two nodes read counts once.
     pub parameters: u64,
     pub constant_bytes: u64,
@@ -42,7 +45,18 @@ impl Explanation {
         let graph = model.graph();
         // The shapes passed when the model was loaded.
         let shapes = model.shapes(&model.closed_inputs()).ok();
-        let rows: Vec<Row> = graph.nodes().map(|(id, _, _)| row(graph, shapes.as_ref(), id)).collect();
+        let plan =
+            shapes.as_ref().map(|shapes| Cpu::new(graph, shapes, &model.wanted()).map(|cpu| cpu.summary()));
+        let (engine, steps) = match plan {
+            Some(Ok(Summary { isa, steps, arena_bytes })) => (
+                format!("cpu ({isa}), {} steps, arena {} bytes", steps.len(), grouped(arena_bytes as u64)),
+                Some(steps),
+            ),
+            Some(Err(refused)) => (format!("tract, not cpu: {refused}"), None),
+            None => ("tract, not cpu: the input's size is open".into(), None),
+        };
+        let rows: Vec<Row> =
+            graph.nodes().map(|(id, _, _)| row(graph, shapes.as_ref(), steps.as_deref(), id)).collect();
         let elements = |t: &crate::onnx::TensorProto| t.elements().unwrap_or(0) as u64;
         Self {
             model: model.name().into(),
@@ -51,20 +65,25 @@ impl Explanation {
             parameters: graph.values().filter_map(|id| graph.constant(id)).map(elements).sum(),
             constant_bytes: model.constant_bytes(),
             macs: rows.iter().map(|row| row.macs).sum(),
+            engine,
             rows,
         }
     }
 }
 
-fn row(graph: &Graph, shapes: Option<&Shapes>, id: NodeId) -> Row {
+fn row(graph: &Graph, shapes: Option<&Shapes>, steps: Option<&[NodeId]>, id: NodeId) -> Row {
     let (node, proto) = (graph.node(id), graph.proto(id));
     let constants = node.inputs.iter().flatten().filter_map(|v| graph.constant(*v));
     let output = node.outputs.first().copied().flatten();
     Row {
         node: node.name.clone(),
         operator: proto.op_type.clone(),
-        engine: "tract",
-        why: "runs whole models",
+        engine: if steps.is_some() { "cpu" } else { "tract" },
+        why: match steps {
+            Some(steps) if steps.contains(&id) => "int8 step",
+            Some(_) => "part of a step",
+            None => "whole model",
+        },
         shape: output.and_then(|v| shapes?.of(v)).map(<[usize]>::to_vec),
         parameters: constants.map(|t| t.elements().unwrap_or(0) as u64).sum(),
         macs: shapes.and_then(|shapes| shape::macs(graph, shapes, id)),
@@ -101,11 +120,11 @@ impl fmt::Display for Explanation {
             }
             writeln!(f)?;
         }
-        let Self { model, opset, rows, embedding, parameters, constant_bytes, macs } = self;
+        let Self { model, opset, rows, embedding, engine, parameters, constant_bytes, macs } = self;
         let embedding = embedding.as_deref().unwrap_or("none");
         writeln!(
             f,
-            "\n{model}: opset {opset}, {} nodes, {} parameters in {} bytes, {} MACs, embedding {embedding}",
+            "\n{model}: opset {opset}, {} nodes, {} parameters in {} bytes, {} MACs, embedding {embedding}\nengine {engine}",
             rows.len(),
             grouped(*parameters),
             grouped(*constant_bytes),
@@ -150,11 +169,14 @@ mod tests {
         assert_eq!(explanation.rows[0].shape.as_deref(), Some(&[1, 2, 2, 2][..]));
         assert_eq!(explanation.embedding.as_deref(), Some("embedding"));
         let text = explanation.to_string();
-        assert!(text.starts_with("node     operator           engine  why                output"), "{text}");
-        assert!(text.ends_with(
-            "tiny float: opset 13, 5 nodes, 12 parameters in 48 bytes, 20 MACs, embedding embedding\n"
-        ));
-        assert_eq!(model(qdq_proto()).explain().macs, Some(20));
+        assert!(text.starts_with("node     operator           engine  why "), "{text}");
+        let totals =
+            "tiny float: opset 13, 5 nodes, 12 parameters in 48 bytes, 20 MACs, embedding embedding\n";
+        let engine = "engine tract, not cpu: node \"conv\" (Conv): its input is not quantised\n";
+        assert!(text.ends_with(&format!("{totals}{engine}")), "{text}");
+        let quantised = model(qdq_proto()).explain();
+        assert_eq!(quantised.macs, Some(20));
+        assert!(quantised.engine.starts_with("cpu (") && quantised.engine.contains("2 steps"), "{quantised}");
     }
 
     #[test]

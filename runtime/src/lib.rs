@@ -7,6 +7,7 @@
 //! is checked and nothing panics.
 
 mod classifier;
+mod cpu;
 mod engine;
 mod explain;
 #[cfg(test)]

@@ -131,6 +131,13 @@ impl Model {
         Explanation::of(self)
     }
 
+    /// The graph's outputs, and the embedding after them where it is none itself.
+    pub(crate) fn wanted(&self) -> Vec<ValueId> {
+        let mut wanted = self.graph.outputs().to_vec();
+        wanted.extend(self.graph.embedding().filter(|id| !self.graph.outputs().contains(id)));
+        wanted
+    }
+
     /// Inputs whose size is known; an open first dimension is the batch, which is 1.
     pub(crate) fn closed_inputs(&self) -> Vec<(ValueId, Vec<usize>)> {
         let close = |(i, d): (usize, Option<usize>)| d.or((i == 0).then_some(1));

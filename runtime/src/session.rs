@@ -18,6 +18,8 @@ pub enum EngineChoice {
     /// The fastest that can run it.
     #[default]
     Auto,
+    /// Our int8 engine: quantised networks in Q/DQ form, the same bytes on every processor.
+    Cpu,
     /// tract: any ONNX model that it knows, on one thread.
     Tract,
 }
@@ -28,8 +30,9 @@ impl std::str::FromStr for EngineChoice {
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
             "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
             "tract" => Ok(Self::Tract),
-            other => Err(format!("no engine {other:?}, known are auto and tract")),
+            other => Err(format!("no engine {other:?}, known are auto, cpu and tract")),
         }
     }
 }
@@ -43,11 +46,19 @@ pub struct SessionOptions {
     pub memory_limit_bytes: u64,
     /// Shapes for inputs whose size the file leaves open.
     pub input_shapes: Vec<(String, Vec<usize>)>,
+    /// Values wanted beside the graph's outputs and the embedding, by name.
+    pub extra_outputs: Vec<String>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { engine: EngineChoice::Auto, threads: 1, memory_limit_bytes: 2 << 30, input_shapes: vec![] }
+        Self {
+            engine: EngineChoice::Auto,
+            threads: 1,
+            memory_limit_bytes: 2 << 30,
+            input_shapes: vec![],
+            extra_outputs: vec![],
+        }
     }
 }
 
@@ -91,6 +102,7 @@ impl Outputs {
 pub(crate) struct Request<'a> {
     pub(crate) model: &'a Model,
     pub(crate) inputs: &'a [(ValueId, Vec<usize>)],
+    pub(crate) shapes: &'a Shapes,
     pub(crate) outputs: &'a [ValueId],
 }
 
@@ -123,9 +135,18 @@ impl Session {
             let allowed = options.memory_limit_bytes;
             return Err(LoadError::Memory { model: model.name().into(), needed, allowed });
         }
-        let mut outputs = graph.outputs().to_vec();
-        outputs.extend(graph.embedding().filter(|id| !graph.outputs().contains(id)));
-        let request = Request { model, inputs: &resolved, outputs: &outputs };
+        let mut outputs = model.wanted();
+        for name in &options.extra_outputs {
+            let id = graph.find(name).ok_or_else(|| LoadError::UnknownOutput {
+                model: model.name().into(),
+                output: name.clone(),
+                known: model.outputs(),
+            })?;
+            if !outputs.contains(&id) {
+                outputs.push(id);
+            }
+        }
+        let request = Request { model, inputs: &resolved, shapes: &shapes, outputs: &outputs };
         let engine = engine::build(options.engine, &request)?;
         let mut inputs = Vec::with_capacity(resolved.len());
         for ((id, shape), (_, info)) in resolved.into_iter().zip(graph.inputs()) {
@@ -136,7 +157,7 @@ impl Session {
         Ok(Self { engine, model: model.name().into(), inputs, outputs })
     }
 
-    /// `tract`
+    /// `cpu` or `tract`.
     pub fn engine(&self) -> &'static str {
         self.engine.name()
     }
@@ -231,7 +252,11 @@ mod tests {
     };
 
     fn session(proto: ModelProto) -> Session {
-        Session::new(&model(proto), &SessionOptions::default()).unwrap()
+        with_engine(proto, EngineChoice::Auto)
+    }
+
+    fn with_engine(proto: ModelProto, engine: EngineChoice) -> Session {
+        Session::new(&model(proto), &SessionOptions { engine, ..Default::default() }).unwrap()
     }
 
     fn close(actual: &Tensor, expected: &[f32]) {
@@ -243,8 +268,14 @@ mod tests {
 
     #[test]
     fn results_are_those_computed_by_hand() {
-        for proto in [float_proto(), qdq_proto()] {
-            let mut session = session(proto);
+        let cases = [
+            (float_proto(), EngineChoice::Auto, "tract"),
+            (qdq_proto(), EngineChoice::Tract, "tract"),
+            (qdq_proto(), EngineChoice::Auto, "cpu"),
+        ];
+        for (proto, choice, engine) in cases {
+            let mut session = with_engine(proto, choice);
+            assert_eq!(session.engine(), engine);
             for _ in 0..2 {
                 let outputs = session.run(&[("image", image())]).unwrap();
                 close(outputs.get("scores").unwrap(), &SCORES);
@@ -257,12 +288,14 @@ mod tests {
     #[test]
     fn values_outside_the_quantised_range_saturate() {
         // u8 with scale 0.5 and zero point 10 holds -5 to 122.5.
-        let run = |value: f32| {
-            let image = Tensor::f32(vec![1, 2, 2, 2], [[value; 4], [0.0; 4]].concat()).unwrap();
-            session(qdq_proto()).run(&[("image", image)]).unwrap()
-        };
-        assert_eq!(run(1e30), run(122.5));
-        assert_eq!(run(-1e30), run(-5.0));
+        for engine in [EngineChoice::Cpu, EngineChoice::Tract] {
+            let run = |value: f32| {
+                let image = Tensor::f32(vec![1, 2, 2, 2], [[value; 4], [0.0; 4]].concat()).unwrap();
+                with_engine(qdq_proto(), engine).run(&[("image", image)]).unwrap()
+            };
+            assert_eq!(run(1e30), run(122.5));
+            assert_eq!(run(-1e30), run(-5.0));
+        }
     }
 
     #[test]

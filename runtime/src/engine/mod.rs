@@ -4,6 +4,7 @@ mod qdq;
 mod tract;
 
 use crate::{
+    cpu::Cpu,
     model::LoadError,
     session::{EngineChoice, Request},
     tensor::Tensor,
@@ -26,9 +27,17 @@ pub(crate) trait Engine: Send {
 
 /// The engine asked for, or the first that can run the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
-    match choice {
-        EngineChoice::Auto | EngineChoice::Tract => Ok(Box::new(tract::Tract::new(request)?)),
+    if choice != EngineChoice::Tract {
+        match Cpu::new(request.model.graph(), request.shapes, request.outputs) {
+            Ok(cpu) => return Ok(Box::new(cpu)),
+            Err(refused) if choice == EngineChoice::Cpu => {
+                let (model, reason) = (request.model.name().to_owned(), refused.to_string());
+                return Err(LoadError::Engine { model, engine: "cpu", reason });
+            }
+            Err(_) => {}
+        }
     }
+    Ok(Box::new(tract::Tract::new(request)?))
 }
 
 /// Runs code that is not ours and may panic; the panic's message becomes the error's.

@@ -1,0 +1,295 @@
+//! Conv: rows of the input under a window, as one matrix product for each group.
+//!
+//! ONNX Conv 1 and 11, two spatial dimensions, any kernel, stride, dilation, padding and number of groups. Weights s8
+//! with zero point 0, per tensor or per output channel. One input channel and one output channel a group is
+//! [`super::depthwise`].
+
+use super::{
+    super::{
+        kernels::{Isa, Matrix, Out, Target, product, rint, widen},
+        lower::{Lowering, Outcome, Pending, Refusal},
+        plan::{Operation, Quantity, Scratch, Shape},
+    },
+    depthwise,
+};
+use crate::{graph::NodeId, onnx::DataType, shape};
+
+pub(super) fn lower(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.activation(id, 0)?;
+    let output = lowering.output_shape(id)?;
+    let proto = lowering.graph().proto(id);
+    let fixed =
+        lowering.fixed(id, 1).ok_or(Refusal::Form("its weights are no s8 constant with zero point 0"))?;
+    let dims = fixed.tensor.shape().unwrap_or_default();
+    let [m, c, kh, kw] = dims[..] else { return Err(Refusal::Form("it has not two spatial dimensions")) };
+    let window = shape::Window::of(proto, &[kh, kw]).ok_or(Refusal::Form("its window makes no sense"))?;
+    let weights = Weights::read(lowering, id, m, c * kh * kw, 0, input.quantity)?;
+    let geometry = Geometry::new(&window, input.shape, output, [kh, kw])?;
+    let groups = input.shape.c / c.max(1);
+    // Shape inference has seen that the channels are a multiple of the group's.
+    let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
+        let sums = weights.sums(input.quantity, result, target)?;
+        if c == 1 && groups == m {
+            return Ok(Box::new(depthwise::Depthwise::new(
+                geometry,
+                &weights,
+                &sums,
+                input.quantity,
+                target,
+            )));
+        }
+        let per_group = m / groups.max(1);
+        let matrix = |g: usize| {
+            let range = g * per_group..(g + 1) * per_group;
+            let (bias, multiplier) = (&sums.bias[range.clone()], &sums.multiplier[range.clone()]);
+            // ONNX has channels outermost, a row of the input has them innermost.
+            Matrix::pack(c * kh * kw, bias, multiplier, |column, i| {
+                weights.at(range.start + column, i % c * kh * kw + i / c, &sums)
+            })
+        };
+        let matrices = (0..groups).map(matrix).collect();
+        Ok(Box::new(Conv { geometry, matrices, zero: input.quantity.zero, target }))
+    };
+    Ok(Outcome::Pending(Pending::new(id, [input; 2], output, finish)))
+}
+
+/// s8 weights and i32 bias of a linear operator: `rows` results of `columns` products each.
+pub(super) struct Weights {
+    columns: usize,
+    /// `[rows, columns]`
+    values: Vec<i8>,
+    scales: Vec<f32>,
+    bias: Vec<i32>,
+}
+
+impl Weights {
+    /// Inputs 1 and 2 of a node. `axis`: where a scale for each result runs.
+    pub(super) fn read(
+        lowering: &Lowering<'_>,
+        id: NodeId,
+        rows: usize,
+        columns: usize,
+        axis: i64,
+        input: Quantity,
+    ) -> Result<Self, Refusal> {
+        let fixed =
+            lowering.fixed(id, 1).ok_or(Refusal::Form("its weights are no s8 constant with zero point 0"))?;
+        let values = fixed.tensor.to_i8().map_err(|_| Refusal::Form("its weights are not s8"))?;
+        let rank = fixed.tensor.dims.len() as i64;
+        let scales = match fixed.scales.len() {
+            1 => vec![fixed.scales[0]; rows],
+            n if n == rows && fixed.axis.rem_euclid(rank.max(1)) == axis => fixed.scales,
+            _ => return Err(Refusal::Form("its weights have scales along another axis")),
+        };
+        if values.len() != rows * columns || !scales.iter().all(|s| s.is_normal() && *s > 0.0) {
+            return Err(Refusal::Form("its weights have a scale or a size that makes no sense"));
+        }
+        let bias = bias(lowering, id, &scales, input)?;
+        Ok(Self { columns, values, scales, bias })
+    }
+
+    /// Of weights that were read as `[columns, rows]`.
+    pub(super) fn transposed(mut self) -> Self {
+        let (rows, columns) = (self.bias.len(), self.columns);
+        let values = &self.values;
+        self.values = (0..rows * columns).map(|i| values[i % columns * rows + i / columns]).collect();
+        self
+    }
+
+    /// What becomes of the sums, for each result. Refuses sums that could leave i32 where that would matter.
+    pub(super) fn sums(&self, input: Quantity, output: Quantity, target: Target) -> Result<Sums, Refusal> {
+        let mut sums = Sums { bias: vec![], multiplier: vec![], constant: vec![] };
+        for ((row, bias), scale) in
+            self.values.chunks_exact(self.columns.max(1)).zip(&self.bias).zip(&self.scales)
+        {
+            let multiplier = (input.scale * scale) / output.scale;
+            if !multiplier.is_finite() {
+                return Err(Refusal::Form("its scales are too far apart"));
+            }
+            let sum = |sign: i64| row.iter().map(|w| i64::from(*w)).filter(|w| w * sign > 0).sum::<i64>();
+            let (negative, positive) = (sum(-1), sum(1));
+            let folded = i64::from(*bias) - i64::from(input.zero) * (negative + positive);
+            // Every partial sum lies between these two.
+            let (least, most) = (folded + 255 * negative, folded + 255 * positive);
+            let inside = |sum: i64| i32::try_from(sum).is_ok();
+            let bias = folded.clamp(i32::MIN.into(), i32::MAX.into());
+            // A dead channel has a tiny scale and a bias at the end of i32. All its sums mean one byte, mostly; then
+            // they need not be computed.
+            let constant = !(inside(least) && inside(most));
+            let byte = |sum: i64| (rint(sum as f32 * multiplier) + i32::from(target.zero)).clamp(0, 255);
+            if constant && [least, most].iter().any(|sum| byte(*sum) != byte(bias)) {
+                return Err(Refusal::Form("its sums could leave 32 bits"));
+            }
+            sums.bias.push(bias as i32);
+            sums.multiplier.push(multiplier);
+            sums.constant.push(constant);
+        }
+        Ok(sums)
+    }
+
+    /// The weight of result `row` for input `column`, as far as it matters.
+    pub(super) fn at(&self, row: usize, column: usize, sums: &Sums) -> i8 {
+        if sums.constant[row] { 0 } else { self.values[row * self.columns + column] }
+    }
+}
+
+/// One of each for each result.
+pub(super) struct Sums {
+    /// With the input's zero point folded in.
+    pub(super) bias: Vec<i32>,
+    pub(super) multiplier: Vec<f32>,
+    /// Whatever the input, the bias alone gives the same byte.
+    constant: Vec<bool>,
+}
+
+/// i32 of scale `input * weights`; a float one is brought to that scale.
+fn bias(lowering: &Lowering<'_>, id: NodeId, scales: &[f32], input: Quantity) -> Result<Vec<i32>, Refusal> {
+    let units = scales.iter().map(|scale| input.scale * scale);
+    if lowering.input(id, 2).is_none() {
+        return Ok(vec![0; scales.len()]);
+    }
+    if let Some(Ok(floats)) = lowering.constant(id, 2).map(|t| t.to_f32()) {
+        let quantised = floats.iter().zip(units).map(|(b, unit)| (b / unit).round_ties_even());
+        let quantised: Vec<f32> = quantised.collect();
+        let fits = quantised.len() == scales.len() && quantised.iter().all(|b| b.abs() < 1e9);
+        return if fits {
+            Ok(quantised.iter().map(|b| *b as i32).collect())
+        } else {
+            Err(Refusal::Form("its bias is too large"))
+        };
+    }
+    let fixed = lowering.fixed(id, 2).ok_or(Refusal::Form("its bias is no constant"))?;
+    let values = fixed.tensor.to_i32().map_err(|_| Refusal::Form("its bias is not i32"))?;
+    // Writers compute the product in other orders: the last bit may differ.
+    let scale =
+        |i: usize| fixed.scales.get(if fixed.scales.len() == 1 { 0 } else { i }).copied().unwrap_or(f32::NAN);
+    let same = |(i, unit): (usize, f32)| (scale(i) / unit - 1.0).abs() < 1e-5;
+    if values.len() != scales.len() || !units.enumerate().all(same) {
+        return Err(Refusal::Form("its bias has another scale than input times weights"));
+    }
+    Ok(values)
+}
+
+/// Where a window reads, once the input has its padding around it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geometry {
+    pub(super) input: Shape,
+    pub(super) padded: Shape,
+    pub(super) output: Shape,
+    pub(super) kernel: [usize; 2],
+    pub(super) strides: [usize; 2],
+    pub(super) dilations: [usize; 2],
+    /// Rows above, columns to the left.
+    before: [usize; 2],
+}
+
+impl Geometry {
+    fn new(window: &shape::Window, input: Shape, output: Shape, kernel: [usize; 2]) -> Result<Self, Refusal> {
+        /// A padded copy may be that much larger than the input, for networks with very small inputs.
+        const PADDED_BYTES_MAX: usize = 16 << 20;
+        let ((top, bottom), (left, right)) = (window.pads(0, input.h), window.pads(1, input.w));
+        let padded = Shape { h: input.h + top + bottom, w: input.w + left + right, c: input.c };
+        let bytes = padded.h.checked_mul(padded.w).and_then(|n| n.checked_mul(padded.c));
+        if bytes.is_none_or(|n| n > PADDED_BYTES_MAX.max(input.bytes().saturating_mul(4))) {
+            return Err(Refusal::Form("its padding is far larger than its input"));
+        }
+        let [strides, dilations] = [&window.strides, &window.dilations].map(|v| [v[0], v[1]]);
+        let last = |d: usize, size: usize| (size - 1) * strides[d] + window.extent(d);
+        let inside =
+            output.h > 0 && output.w > 0 && last(0, output.h) <= padded.h && last(1, output.w) <= padded.w;
+        if !inside {
+            return Err(Refusal::Form("its window leaves the input"));
+        }
+        Ok(Self { input, padded, output, kernel, strides, dilations, before: [top, left] })
+    }
+
+    fn has_padding(&self) -> bool {
+        self.padded != self.input
+    }
+
+    /// The input with `zero` around it, in `to` (at least `padded.bytes()`).
+    pub(super) fn pad(&self, input: &[u8], zero: u8, to: &mut [u8]) {
+        let (from, into) = (self.input.w * self.input.c, self.padded.w * self.padded.c);
+        let to = &mut to[..self.padded.bytes()];
+        if self.has_padding() {
+            to.fill(zero);
+        }
+        let rows = to.chunks_exact_mut(into).skip(self.before[0]);
+        for (row, input) in rows.zip(input.chunks_exact(from)) {
+            row[self.before[1] * self.input.c..][..from].copy_from_slice(input);
+        }
+    }
+}
+
+struct Conv {
+    geometry: Geometry,
+    /// One a group.
+    matrices: Vec<Matrix>,
+    zero: u8,
+    target: Target,
+}
+
+impl Operation for Conv {
+    fn run(&self, isa: Isa, inputs: [&[u8]; 2], output: &mut [u8], scratch: &mut Scratch) {
+        let geometry = &self.geometry;
+        let Some(row) = self.matrices.first().map(Matrix::row) else { return };
+        let pixels = geometry.output.h * geometry.output.w;
+        let batch = rows_at_once(row).min(pixels);
+        let pads = geometry.has_padding();
+        scratch.reserve(if pads { geometry.padded.bytes() } else { 0 }, batch * row);
+        let Scratch { bytes, words } = scratch;
+        let input = if pads {
+            geometry.pad(inputs[0], self.zero, bytes);
+            &bytes[..geometry.padded.bytes()]
+        } else {
+            inputs[0]
+        };
+        let stride = geometry.output.c;
+        for (group, matrix) in self.matrices.iter().enumerate() {
+            for first in (0..pixels).step_by(batch) {
+                let rows = batch.min(pixels - first);
+                let words = &mut words[..rows * row];
+                self.gather(input, group, first, words, row);
+                let offset = first * stride + group * matrix.columns();
+                product(isa, words, rows, matrix, self.target, Out { bytes: output, stride, offset });
+            }
+        }
+    }
+}
+
+/// As many as keep the widened rows within a part of the second-level cache; a multiple of the tile's height.
+pub(super) fn rows_at_once(row: usize) -> usize {
+    const BYTES: usize = 128 << 10;
+    (BYTES / (2 * row.max(1))).clamp(6, 96) / 6 * 6
+}
+
+impl Conv {
+    /// What the window sees at output pixels from `first` on, one row each, for one group.
+    fn gather(&self, input: &[u8], group: usize, first: usize, words: &mut [i16], row: usize) {
+        let Geometry { padded, output, kernel: [kh, kw], strides, dilations, .. } = self.geometry;
+        let channels = padded.c / self.matrices.len();
+        if [kh, kw] == [1, 1] && strides == [1, 1] && self.matrices.len() == 1 && row == channels {
+            return widen(&input[first * channels..], words);
+        }
+        // Neighbouring columns are neighbours in memory, unless channels or columns are left out between them.
+        let whole = self.matrices.len() == 1 && dilations[1] == 1;
+        let (runs, run) = if whole { (1, kw * channels) } else { (kw, channels) };
+        for (i, words) in words.chunks_exact_mut(row).enumerate() {
+            let (y, x) = ((first + i) / output.w * strides[0], (first + i) % output.w * strides[1]);
+            let mut at = 0;
+            for ky in 0..kh {
+                for kx in 0..runs {
+                    let pixel = (y + ky * dilations[0]) * padded.w + x + kx * dilations[1];
+                    let from = &input[pixel * padded.c + group * channels..][..run];
+                    widen(from, &mut words[at..at + run]);
+                    at += run;
+                }
+            }
+        }
+    }
+}
+
+/// Whether a tensor is of s8: for operators that take other kinds too.
+pub(super) fn is_s8(tensor: &crate::onnx::TensorProto) -> bool {
+    tensor.element_type() == Ok(DataType::Int8)
+}

@@ -1,0 +1,305 @@
+//! Whole networks of one operator, against formulas written down a second time, as plainly as they can be.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    EngineChoice, Model, Session, SessionOptions,
+    fixtures::{self, quantise},
+    onnx::{DataType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto},
+};
+
+fn frame(input: &[usize]) -> GraphProto {
+    let mut graph = GraphProto {
+        input: vec![ValueInfoProto::new("x", DataType::Float, input)],
+        output: vec![ValueInfoProto { name: "y.q".into(), r#type: None }],
+        ..Default::default()
+    };
+    quantise(&mut graph, "x", INPUT_SCALE, INPUT_ZERO);
+    graph
+}
+
+const INPUT_SCALE: f32 = 0.043;
+const INPUT_ZERO: u8 = 117;
+
+/// Bytes that a network makes of values whose bytes are `bytes`; first what `engine` gives.
+fn run(graph: GraphProto, dims: &[usize], bytes: &[u8], engine: EngineChoice) -> Result<Vec<u8>, String> {
+    let model = fixtures::model(ModelProto::new(graph, 17));
+    let options = SessionOptions { engine, ..Default::default() };
+    let mut session = Session::new(&model, &options).map_err(|e| e.to_string())?;
+    let real = bytes.iter().map(|q| (f32::from(*q) - f32::from(INPUT_ZERO)) * INPUT_SCALE).collect();
+    let outputs =
+        session.run(&[("x", Tensor::f32(dims.to_vec(), real).unwrap())]).map_err(|e| e.to_string())?;
+    match outputs.get("y.q").unwrap().data() {
+        crate::Data::U8(bytes) => Ok(bytes.clone()),
+        other => Err(format!("{} output", other.type_name())),
+    }
+}
+
+/// Tract computes sums in float, so that ties may go another way.
+fn nearly_equal(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.abs_diff(*b) <= 1)
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    group: usize,
+    /// Channels of one group.
+    channels: [usize; 2],
+    size: [usize; 2],
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    dilations: [usize; 2],
+    pads: [usize; 4],
+    clip: bool,
+    zero: u8,
+    seed: u64,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let channels = prop_oneof![Just([1, 1]), (1usize..9, 1usize..20).prop_map(|(a, b)| [a, b])];
+    let pairs = |range: std::ops::Range<usize>| (range.clone(), range).prop_map(|(a, b)| [a, b]);
+    let shape = (prop_oneof![Just(1), 1usize..5, 17usize..35], channels, pairs(3..9), pairs(1..4));
+    let window = (pairs(1..3), pairs(1..3), (0usize..2, 0usize..2, 0usize..3, 0usize..2));
+    (shape, window, any::<bool>(), any::<u8>(), any::<u64>()).prop_map(|(shape, window, clip, zero, seed)| {
+        let (group, channels, size, kernel) = shape;
+        // Many groups of many channels would only be slow.
+        let channels = if group > 4 { [1, 1] } else { channels };
+        let (strides, dilations, (a, b, c, d)) = window;
+        Case { group, channels, size, kernel, strides, dilations, pads: [a, b, c, d], clip, zero, seed }
+    })
+}
+
+fn random(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state >> 20
+    }
+}
+
+const OUTPUT_SCALE: f32 = 0.31;
+
+impl Case {
+    fn inputs(&self) -> usize {
+        self.group * self.channels[0]
+    }
+
+    fn outputs(&self) -> usize {
+        self.group * self.channels[1]
+    }
+
+    fn output_size(&self) -> Option<[usize; 2]> {
+        let one = |d: usize| {
+            let room = self.size[d] + self.pads[d] + self.pads[d + 2];
+            Some(room.checked_sub((self.kernel[d] - 1) * self.dilations[d] + 1)? / self.strides[d] + 1)
+        };
+        Some([one(0)?, one(1)?])
+    }
+
+    fn weights(&self) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
+        let mut next = random(self.seed);
+        let count = self.outputs() * self.channels[0] * self.kernel[0] * self.kernel[1];
+        let weights = (0..count).map(|_| next() as i8).collect();
+        let scales = (0..self.outputs()).map(|_| (next() % 900 + 100) as f32 * 1.7e-5).collect();
+        let bias = (0..self.outputs()).map(|_| (next() % 20_000) as i32 - 10_000).collect();
+        (weights, scales, bias)
+    }
+
+    fn graph(&self) -> GraphProto {
+        let mut graph = frame(&[1, self.inputs(), self.size[0], self.size[1]]);
+        let (weights, scales, bias) = self.weights();
+        let m = self.outputs();
+        let dims = [m, self.channels[0], self.kernel[0], self.kernel[1]];
+        let bias_scales: Vec<f32> = scales.iter().map(|s| INPUT_SCALE * s).collect();
+        graph.initializer.extend([
+            TensorProto::i8("w", &dims, &weights),
+            TensorProto::f32("ws", &[m], &scales),
+            TensorProto::i8("wz", &[m], &vec![0; m]),
+            TensorProto::i32("b", &[m], &bias),
+            TensorProto::f32("bs", &[m], &bias_scales),
+            TensorProto::f32("low", &[], &[-1.0]),
+            TensorProto::f32("high", &[], &[6.0]),
+        ]);
+        graph
+            .node
+            .push(NodeProto::new("DequantizeLinear", "", ["w", "ws", "wz"], ["wf"]).with_int("axis", 0));
+        graph.node.push(NodeProto::new("DequantizeLinear", "", ["b", "bs"], ["bf"]).with_int("axis", 0));
+        let ints = |v: &[usize]| v.iter().map(|v| *v as i64).collect::<Vec<i64>>();
+        let conv = NodeProto::new("Conv", "conv", ["x.f", "wf", "bf"], [if self.clip { "c" } else { "y" }])
+            .with_int("group", self.group as i64)
+            .with_ints("strides", &ints(&self.strides))
+            .with_ints("dilations", &ints(&self.dilations))
+            .with_ints("pads", &ints(&self.pads));
+        graph.node.push(conv);
+        if self.clip {
+            graph.node.push(NodeProto::new("Clip", "clip", ["c", "low", "high"], ["y"]));
+        }
+        quantise(&mut graph, "y", OUTPUT_SCALE, self.zero);
+        graph
+    }
+
+    fn expected(&self, input: &[u8]) -> Vec<u8> {
+        let ([oh, ow], (weights, scales, bias)) = (self.output_size().unwrap(), self.weights());
+        let ([ci, co], [h, w], [kh, kw]) = (self.channels, self.size, self.kernel);
+        let byte = |real: f32| (real / OUTPUT_SCALE).round_ties_even() as i64 + i64::from(self.zero);
+        let (low, high) = if self.clip { (byte(-1.0).max(0), byte(6.0).min(255)) } else { (0, 255) };
+        let mut out = Vec::new();
+        for m in 0..self.outputs() {
+            let multiplier = (INPUT_SCALE * scales[m]) / OUTPUT_SCALE;
+            for oy in 0..oh {
+                for ox in 0..ow {
+                    let mut sum = i64::from(bias[m]);
+                    for c in 0..ci {
+                        for (ky, kx) in (0..kh).flat_map(|ky| (0..kw).map(move |kx| (ky, kx))) {
+                            let y =
+                                (oy * self.strides[0] + ky * self.dilations[0]).wrapping_sub(self.pads[0]);
+                            let x =
+                                (ox * self.strides[1] + kx * self.dilations[1]).wrapping_sub(self.pads[1]);
+                            if y < h && x < w {
+                                let q = input[((m / co * ci + c) * h + y) * w + x];
+                                let weight = weights[((m * ci + c) * kh + ky) * kw + kx];
+                                sum += (i64::from(q) - i64::from(INPUT_ZERO)) * i64::from(weight);
+                            }
+                        }
+                    }
+                    let real = (sum as f32 * multiplier).round_ties_even() as i64 + i64::from(self.zero);
+                    out.push(real.clamp(low, high.max(low)) as u8);
+                }
+            }
+        }
+        out
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn convolutions_are_exact(case in case()) {
+        prop_assume!(case.output_size().is_some());
+        let dims = [1, case.inputs(), case.size[0], case.size[1]];
+        let mut next = random(case.seed ^ 0x5bd1_e995);
+        let bytes: Vec<u8> = (0..dims.iter().product()).map(|_| next() as u8).collect();
+        let ours = run(case.graph(), &dims, &bytes, EngineChoice::Cpu);
+        prop_assert_eq!(ours, Ok(case.expected(&bytes)));
+    }
+
+    #[test]
+    fn other_operators_agree_with_float(
+        operator in 0usize..5, (c, h, w) in (1usize..40, 1usize..9, 1usize..9),
+        zero in any::<u8>(), scale in 0.02f32..0.2, seed in any::<u64>(),
+    ) {
+        let mut graph = frame(&[1, c, h, w]);
+        graph.initializer.push(TensorProto::f32("six", &[], &[2.5]));
+        graph.initializer.push(TensorProto::f32("zero", &[], &[-0.5]));
+        let node = match operator {
+            0 => NodeProto::new("Add", "n", ["x.f", "x.f"], ["y"]),
+            1 => NodeProto::new("GlobalAveragePool", "n", ["x.f"], ["y"]),
+            2 => NodeProto::new("MaxPool", "n", ["x.f"], ["y"])
+                .with_ints("kernel_shape", &[3, 2])
+                .with_ints("strides", &[2, 1])
+                .with_ints("pads", &[1, 0, 1, 1]),
+            3 => NodeProto::new("Clip", "n", ["x.f", "zero", "six"], ["y"]),
+            _ => NodeProto::new("Identity", "n", ["x.f"], ["y"]),
+        };
+        graph.node.push(node);
+        quantise(&mut graph, "y", scale, zero);
+        let dims = [1, c, h, w];
+        let mut next = random(seed);
+        let bytes: Vec<u8> = (0..dims.iter().product()).map(|_| next() as u8).collect();
+        let ours = run(graph.clone(), &dims, &bytes, EngineChoice::Cpu);
+        let float = run(graph, &dims, &bytes, EngineChoice::Tract);
+        match (&ours, &float) {
+            (Ok(ours), Ok(float)) => prop_assert!(nearly_equal(ours, float), "{ours:?} {float:?}"),
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+}
+
+fn refusal(change: impl Fn(&mut GraphProto)) -> String {
+    let mut proto = fixtures::qdq_proto();
+    change(proto.graph.as_mut().unwrap());
+    let model = fixtures::model(proto);
+    let error = Session::new(&model, &SessionOptions { engine: EngineChoice::Cpu, ..Default::default() });
+    error.map(drop).unwrap_err().to_string()
+}
+
+fn constant<'a>(graph: &'a mut GraphProto, name: &str) -> &'a mut TensorProto {
+    graph.initializer.iter_mut().find(|t| t.name == name).unwrap()
+}
+
+#[test]
+fn what_has_no_step_is_refused_and_named() {
+    let prefix = r#"model "tiny int8": engine cpu cannot run it: "#;
+    let cases: [(&dyn Fn(&mut GraphProto), &str); 4] = [
+        (
+            &|g| {
+                g.node
+                    .iter_mut()
+                    .filter(|n| n.name == "pool")
+                    .for_each(|n| n.op_type = "GlobalMaxPool".into())
+            },
+            r#"node "pool" (GlobalMaxPool): no int8 step for this operator"#,
+        ),
+        (
+            &|g| *constant(g, "conv.w.zero") = TensorProto::i8("conv.w.zero", &[2], &[0, 1]),
+            r#"node "conv" (Conv): its weights are no s8 constant with zero point 0"#,
+        ),
+        (
+            &|g| *constant(g, "conv.b.scale") = TensorProto::f32("conv.b.scale", &[2], &[0.25, 1.0]),
+            r#"node "conv" (Conv): its bias has another scale than input times weights"#,
+        ),
+        (
+            &|g| *constant(g, "conv.scale") = TensorProto::f32("conv.scale", &[], &[0.0]),
+            r#"node "QuantizeLinear#5" (QuantizeLinear): its scale and zero point are not one constant f32 and one constant u8"#,
+        ),
+    ];
+    for (change, expected) in cases {
+        assert_eq!(refusal(change), format!("{prefix}{expected}"));
+    }
+}
+
+#[test]
+fn sums_beyond_32_bits_are_refused_unless_they_all_mean_one_byte() {
+    // Scale 2^-60: the bias is worth nothing, and every sum gives the zero point.
+    let dead = |graph: &mut GraphProto, zero: u8| {
+        let tiny = 2f32.powi(-60);
+        *constant(graph, "conv.w.scale") = TensorProto::f32("conv.w.scale", &[2], &[0.5, tiny]);
+        *constant(graph, "conv.b.scale") = TensorProto::f32("conv.b.scale", &[2], &[0.25, tiny / 2.0]);
+        *constant(graph, "conv.b") = TensorProto::i32("conv.b", &[2], &[2, i32::MIN + 5]);
+        *constant(graph, "conv.zero") = TensorProto::u8("conv.zero", &[], &[zero]);
+    };
+    let mut proto = fixtures::qdq_proto();
+    dead(proto.graph.as_mut().unwrap(), 0);
+    let model = fixtures::model(proto);
+    let run = |engine| {
+        let mut session = Session::new(&model, &SessionOptions { engine, ..Default::default() }).unwrap();
+        session.run(&[("image", fixtures::image())]).unwrap()
+    };
+    let (ours, float) = (run(EngineChoice::Cpu), run(EngineChoice::Tract));
+    assert_eq!(ours.get("embedding"), float.get("embedding"));
+    // The bias alone is worth 10.5 bytes, so that each sum may fall to either side.
+    let live = refusal(|graph| {
+        let scale = 10.5 * 2f32.powi(-31);
+        *constant(graph, "conv.w.scale") = TensorProto::f32("conv.w.scale", &[2], &[0.5, scale]);
+        *constant(graph, "conv.b.scale") = TensorProto::f32("conv.b.scale", &[2], &[0.25, scale / 2.0]);
+        *constant(graph, "conv.b") = TensorProto::i32("conv.b", &[2], &[2, i32::MAX]);
+    });
+    assert!(live.contains("could leave 32 bits"), "{live}");
+}
+
+#[test]
+fn a_float_tail_stays_float() {
+    let mut proto = fixtures::qdq_proto();
+    let graph = proto.graph.as_mut().unwrap();
+    // As the trainer leaves it: no Q/DQ between pool and head.
+    graph.node.retain(|n| !n.output.iter().any(|o| o.starts_with("pool.")));
+    graph.node.iter_mut().filter(|n| n.name == "flatten").for_each(|n| n.input = vec!["pool".into()]);
+    let model: Model = fixtures::model(proto);
+    let mut session =
+        Session::new(&model, &SessionOptions { engine: EngineChoice::Cpu, ..Default::default() }).unwrap();
+    let outputs = session.run(&[("image", fixtures::image())]).unwrap();
+    assert_eq!(outputs.get("embedding").and_then(|t| t.as_f32()), Some(&fixtures::EMBEDDING[..]));
+}
