@@ -12,9 +12,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("model {model:?}: {problem}")]
-    Graph { model: String, problem: GraphError },
+    Graph { model: String, problem: Box<GraphError> },
     #[error("model {model:?}: {problem}")]
-    Shape { model: String, problem: ShapeMismatch },
+    Shape { model: String, problem: Box<ShapeMismatch> },
     #[error(
         "model {model:?}: input {input:?} has shape {shape}, its size must be given when the session is made"
     )]
@@ -71,7 +71,7 @@ impl Model {
     pub fn load(bytes: &[u8], limits: &Limits) -> Result<Self, LoadError> {
         let graph = Graph::read(bytes, limits);
         Self::from_graph(
-            graph.map_err(|problem| LoadError::Graph { model: "unnamed".into(), problem })?,
+            graph.map_err(|e| LoadError::Graph { model: "unnamed".into(), problem: Box::new(e) })?,
             limits,
         )
     }
@@ -190,6 +190,6 @@ impl Model {
 
     pub(crate) fn shapes(&self, inputs: &[(ValueId, Vec<usize>)]) -> Result<Shapes, LoadError> {
         shape::infer(&self.graph, inputs, &self.limits)
-            .map_err(|problem| LoadError::Shape { model: self.name.clone(), problem })
+            .map_err(|e| LoadError::Shape { model: self.name.clone(), problem: Box::new(e) })
     }
 }

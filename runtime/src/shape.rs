@@ -440,7 +440,8 @@ mod tests {
     #[test]
     fn shapes_follow_from_inputs() {
         let conv = || op("Conv").with_ints("strides", &[2, 2]);
-        let cases: Vec<(NodeProto, Vec<&[usize]>, Option<&[i64]>, &[usize])> = vec![
+        type Case = (NodeProto, Vec<&'static [usize]>, Option<&'static [i64]>, &'static [usize]);
+        let cases: Vec<Case> = vec![
             (
                 conv().with_ints("pads", &[0, 0, 1, 1]),
                 vec![&[1, 3, 8, 9], &[4, 3, 3, 3]],

@@ -219,9 +219,9 @@ fn finish(exit: &Exit, bytes: &[u8]) -> Result<Tensor, String> {
 
 /// First and last moment at which each buffer is needed: 0 is before the first step, step `i` runs at `i + 1`.
 fn lifetimes(entries: &[Entry], steps: &[Step], exits: &[Exit], count: usize) -> Vec<Range<usize>> {
-    let mut lives = vec![usize::MAX..0; count];
+    let mut lives: Vec<Option<Range<usize>>> = vec![None; count];
     let mut need = |id: BufferId, at: usize| {
-        let life: &mut Range<usize> = &mut lives[id.0];
+        let life = lives[id.0].get_or_insert(at..at + 1);
         *life = life.start.min(at)..life.end.max(at + 1);
     };
     entries.iter().for_each(|entry| need(entry.buffer, 0));
@@ -230,7 +230,7 @@ fn lifetimes(entries: &[Entry], steps: &[Step], exits: &[Exit], count: usize) ->
         need(step.output, i + 1);
     }
     exits.iter().for_each(|exit| need(exit.buffer, steps.len() + 1));
-    lives
+    lives.into_iter().map(Option::unwrap_or_default).collect()
 }
 
 /// Places buffers, largest first, each at the lowest offset that is free during its life. Returns the places and the

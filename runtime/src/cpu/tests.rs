@@ -233,7 +233,8 @@ fn constant<'a>(graph: &'a mut GraphProto, name: &str) -> &'a mut TensorProto {
 #[test]
 fn what_has_no_step_is_refused_and_named() {
     let prefix = r#"model "tiny int8": engine cpu cannot run it: "#;
-    let cases: [(&dyn Fn(&mut GraphProto), &str); 4] = [
+    type Change = dyn Fn(&mut GraphProto);
+    let cases: [(&Change, &str); 4] = [
         (
             &|g| {
                 g.node

@@ -224,6 +224,7 @@ pub(crate) fn widen(from: &[u8], to: &mut [i16]) {
 }
 
 /// `value` to the nearest integer, ties to even, within ±65536; NaN counts as the least.
+#[expect(clippy::manual_clamp, reason = "clamp would let NaN through")]
 pub(crate) fn rint(value: f32) -> i32 {
     // 1.5 * 2^23: adding it leaves no bits after the point, so that the addition rounds.
     const SHIFT: f32 = 12_582_912.0;
