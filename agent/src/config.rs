@@ -13,6 +13,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::{camera, drift_watch, output::verdicts, selection};
+
 /// A configuration file is text that people write.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -27,20 +29,21 @@ pub enum ConfigError {
     Value { path: PathBuf, key: &'static str, value: String, rule: &'static str },
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Relative paths in the file are taken from the folder that the agent is started in.
     pub data_dir: PathBuf,
-    pub camera: Camera,
+    pub camera: camera::Config,
     #[serde(default)]
-    pub drift: Drift,
+    pub decision: Decision,
     #[serde(default)]
-    pub upload: Upload,
+    pub drift: drift_watch::Config,
+    #[serde(default)]
+    pub upload: selection::Config,
     #[serde(default)]
     pub spool: Spool,
-    #[serde(default)]
-    pub output: Output,
+    pub output: Option<verdicts::Config>,
     #[serde(default)]
     pub local: Local,
     #[serde(default)]
@@ -51,56 +54,11 @@ pub struct Config {
     pub update: Update,
 }
 
-/// A flat table rather than a tagged enum, so that errors point at the key's own line.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Camera {
-    pub kind: CameraKind,
-    pub folder: PathBuf,
-    #[serde(default = "default_frames_per_second")]
-    pub frames_per_second: f64,
-    /// A file with the names of the images to use.
-    pub only: Option<PathBuf>,
-    pub degrade: Option<Degrade>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CameraKind {
-    /// The images of a folder in the order of their names, over and over.
-    Replay,
-}
-
-fn default_frames_per_second() -> f64 {
-    5.0
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Degrade {
-    pub kind: DegradeKind,
-    pub value: f64,
-    pub from_frame: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DegradeKind {
-    Gamma,
-    Defocus,
-}
-
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Drift {
-    pub false_alarm_frames: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Upload {
-    pub bytes_per_hour: u64,
-    pub bytes_per_day: u64,
+pub struct Decision {
+    pub deadline_ms: u32,
+    pub frozen_frames: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -108,12 +66,6 @@ pub struct Upload {
 pub struct Spool {
     pub bytes_max: u64,
     pub files_max: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Output {
-    pub verdicts: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -148,15 +100,9 @@ pub struct Update {
     pub retry_max_s: f64,
 }
 
-impl Default for Drift {
+impl Default for Decision {
     fn default() -> Self {
-        Self { false_alarm_frames: 20_000 }
-    }
-}
-
-impl Default for Upload {
-    fn default() -> Self {
-        Self { bytes_per_hour: 4_000_000, bytes_per_day: 40_000_000 }
+        Self { deadline_ms: 2000, frozen_frames: 100 }
     }
 }
 
@@ -225,25 +171,23 @@ impl Config {
 
     /// The first value that breaks a rule.
     fn check(&self) -> Option<(&'static str, String, &'static str)> {
-        let Camera { frames_per_second, degrade, .. } = &self.camera;
         let uplink = &self.uplink;
         let update = &self.update;
-        let degrade_value = degrade.map_or(1.0, |d| d.value);
         let rules: [(bool, &'static str, String, &'static str); 16] = [
             (
-                (0.01..=1000.0).contains(frames_per_second),
-                "camera.frames_per_second",
-                frames_per_second.to_string(),
-                "0.01 to 1000",
+                (1..=600_000).contains(&self.decision.deadline_ms),
+                "decision.deadline_ms",
+                self.decision.deadline_ms.to_string(),
+                "1 to 600000",
             ),
             (
-                degrade_value > 0.0 && degrade_value <= 100.0,
-                "camera.degrade.value",
-                degrade_value.to_string(),
-                "above 0, at most 100",
+                self.upload.period_s >= 0.1 && self.upload.period_s <= 3600.0,
+                "upload.period_s",
+                self.upload.period_s.to_string(),
+                "0.1 to 3600",
             ),
             (
-                self.drift.false_alarm_frames >= 100,
+                self.drift.false_alarm_frames >= 100.0,
                 "drift.false_alarm_frames",
                 self.drift.false_alarm_frames.to_string(),
                 "at least 100",
@@ -335,7 +279,8 @@ mod tests {
         let shipped = parse(DEFAULTS).unwrap();
         let minimal =
             "data_dir = '/var/lib/andon'\n[camera]\nkind = 'replay'\nfolder = '/var/lib/andon/images'";
-        assert_eq!(shipped, parse(minimal).unwrap());
+        let minimal = format!("{minimal}\nframes_per_second = 5.0");
+        assert_eq!(format!("{shipped:?}"), format!("{:?}", parse(&minimal).unwrap()));
         // What is commented out there must be legal, too.
         let all = DEFAULTS
             .replace("# only", "only")
@@ -343,25 +288,28 @@ mod tests {
             .replace("# kind = \"gamma\"", "kind = \"gamma\"")
             .replace("# value", "value")
             .replace("# from_frame", "from_frame")
-            .replace("# verdicts", "verdicts");
+            .replace("# [output]", "[output]")
+            .replace("# verdicts", "verdicts")
+            .replace("# bytes_max", "bytes_max");
         let all = parse(&all).unwrap();
-        assert!(all.output.verdicts.is_some());
-        assert!(all.camera.degrade.is_some() && all.camera.only.is_some());
+        assert!(all.output.is_some());
+        let camera::Config::Replay(replay) = all.camera;
+        assert!(replay.degrade.is_some() && replay.only.is_some());
     }
 
     #[test]
     fn errors_say_where_and_what_to_do() {
-        let base = "data_dir = 'd'\n[camera]\nkind = 'replay'\nfolder = 'f'\n";
+        let base = "data_dir = 'd'\n[camera]\nkind = 'replay'\nfolder = 'f'\nframes_per_second = 5.0\n";
         for (extra, expected) in [
-            ("colour = 1", "line 5, column 1"),
+            ("colour = 1", "unknown field `colour`"),
             ("[spool]\nbytes_maxx = 1", "unknown field `bytes_maxx`"),
-            ("[spool]\nbytes_max = -1", "line 6"),
+            ("[spool]\nbytes_max = -1", "line 7, column 13"),
             ("[spool]\nbytes_max = 5", "spool.bytes_max = 5 is not allowed: at least 1048576"),
-            ("frames_per_second = 0.0", "camera.frames_per_second"),
-            ("frames_per_second = nan", "camera.frames_per_second"),
+            ("[decision]\ndeadline_ms = 0", "decision.deadline_ms = 0 is not allowed"),
+            ("[upload]\nperiod_s = nan", "upload.period_s"),
             ("[uplink]\nbackoff_min_s = 5\nbackoff_max_s = 1", "uplink.backoff_max_s"),
-            ("[local]\nlisten = 'here'", "line 6"),
-            ("[camera", "line 5"),
+            ("[local]\nlisten = 'here'", "line 7"),
+            ("[camera", "line 6"),
         ] {
             let error = parse(&format!("{base}{extra}")).unwrap_err().to_string();
             assert!(error.starts_with("agent.toml: ") && error.contains(expected), "{extra}: {error}");

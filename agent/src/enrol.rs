@@ -11,7 +11,7 @@ use andon_protocol::{
     Digest,
     api::{EnrolRequest, EnrolResponse, Problem},
 };
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -146,11 +146,10 @@ fn pending_key(disk: &dyn Disk, data_dir: &Path) -> Result<KeyPair, EnrolError> 
     Ok(key)
 }
 
-/// PKCS#10. The name in it is a placeholder: which device this is, only the token says.
+/// PKCS#10 without a name: which device this is, only the token says.
 fn signing_request(key: &KeyPair) -> Result<String, EnrolError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "andon-device");
     let request = params.serialize_request(key).and_then(|request| request.pem());
     request.map_err(|e| EnrolError::Key(e.to_string()))
 }
@@ -276,7 +275,7 @@ impl ServerCertVerifier for ChainWithCa {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{BasicConstraints, CertifiedIssuer, IsCa};
+    use rcgen::{BasicConstraints, CertifiedIssuer, DnType, IsCa};
 
     fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
         let mut params = CertificateParams::default();

@@ -3,7 +3,10 @@
 
 mod commands;
 
+use std::io::IsTerminal;
+
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -18,6 +21,10 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Make this device a member of a fleet, with a one-time token
+    Enrol(commands::enrol::EnrolArgs),
+    /// Be the agent: judge, watch, upload, update
+    Run(commands::run::RunArgs),
     /// Judge image files with a release or any ONNX classifier
     Infer(commands::infer::InferArgs),
     /// Show what a network is made of and what would run it
@@ -27,9 +34,22 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    start_log();
+    // The TLS library asks for the process's provider once; an error says that there is one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     match Cli::parse().command {
+        Command::Enrol(args) => commands::enrol::run(&args),
+        Command::Run(args) => commands::run::run(&args),
         Command::Infer(args) => commands::infer::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
     }
+}
+
+/// To standard error, which the service manager keeps; what is said is chosen by `ANDON_LOG` (`info`,
+/// `andon_agent=debug`…).
+fn start_log() {
+    let filter = EnvFilter::try_from_env("ANDON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
 }

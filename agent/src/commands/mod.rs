@@ -1,8 +1,10 @@
 //! What a person types at a device beside `run`: one module a subcommand, each an `Args` struct and a `run` function.
 
 pub(crate) mod bench;
+pub(crate) mod enrol;
 pub(crate) mod explain;
 pub(crate) mod infer;
+pub(crate) mod run;
 
 use std::{fs::File, io::Read, path::Path};
 

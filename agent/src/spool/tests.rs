@@ -341,13 +341,13 @@ fn a_full_disk_costs_what_could_not_be_written_and_nothing_else() {
 fn the_writer_thread_writes_all_that_was_offered_before_it_ends() {
     let folder = tempfile::tempdir().unwrap();
     let spool = Arc::new(open(folder.path(), 1, AMPLE).0);
-    let (intake, thread) = writer::spawn(spool.clone(), || ()).unwrap();
+    let (intake, writer) = writer::spawn(spool.clone(), || ()).unwrap();
     let offered = (0..100).filter(|n| intake.offer(writer::Item::Record(window(*n)))).count();
     let (manifest, image) = sample(1, 100);
     let image_offered =
         intake.offer(writer::Item::Sample { value: Value::Useful, manifest: manifest.into(), image });
-    drop(intake);
-    thread.join().unwrap();
+    writer.stop();
+    assert!(!intake.offer(writer::Item::Record(window(0))), "the writer has ended");
     let report = spool.report();
     assert_eq!(report.records as usize, offered);
     assert_eq!((report.samples, report.samples_dropped + report.samples), (u64::from(image_offered), 1));

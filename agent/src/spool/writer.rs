@@ -19,6 +19,7 @@ const QUEUE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Records of one fsync.
 const GROUP_MAX: usize = 128;
 
+#[derive(Debug)]
 pub enum Item {
     Record(Record),
     Sample { value: Value, manifest: Box<SampleManifest>, image: Vec<u8> },
@@ -27,7 +28,7 @@ pub enum Item {
 /// The frame path's end of the queue.
 #[derive(Clone)]
 pub struct Intake {
-    queue: SyncSender<Item>,
+    queue: SyncSender<Message>,
     queued_bytes: Arc<AtomicU64>,
     lost: Arc<Lost>,
 }
@@ -47,7 +48,7 @@ impl Intake {
             Item::Sample { .. } => &self.lost.samples,
         };
         let queued = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if queued + bytes <= QUEUE_BYTES_MAX && self.queue.try_send(item).is_ok() {
+        if queued + bytes <= QUEUE_BYTES_MAX && self.queue.try_send(Message::Item(item)).is_ok() {
             return true;
         }
         self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -56,25 +57,44 @@ impl Intake {
     }
 }
 
-/// Starts the writer. It ends when every [`Intake`] is gone and all that was offered is written. `written` is called
-/// after every write.
-pub fn spawn(
-    spool: Arc<Spool>,
-    written: impl Fn() + Send + 'static,
-) -> std::io::Result<(Intake, JoinHandle<()>)> {
+/// The running writer.
+pub struct Writer {
+    queue: SyncSender<Message>,
+    thread: JoinHandle<()>,
+}
+
+impl Writer {
+    /// Writes all that was offered before, and ends. What is offered afterwards is dropped.
+    pub fn stop(self) {
+        // An error says that it has ended.
+        let _ = self.queue.send(Message::Stop);
+        if self.thread.join().is_err() {
+            tracing::error!("the spool's writer had panicked");
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Message {
+    Item(Item),
+    Stop,
+}
+
+/// Starts the writer. `written` is called after every write.
+pub fn spawn(spool: Arc<Spool>, written: impl Fn() + Send + 'static) -> std::io::Result<(Intake, Writer)> {
     let (queue, items) = sync_channel(QUEUE_ITEMS_MAX);
     let queued_bytes = Arc::new(AtomicU64::new(0));
     let lost = Arc::new(Lost::default());
-    let intake = Intake { queue, queued_bytes: queued_bytes.clone(), lost: lost.clone() };
+    let intake = Intake { queue: queue.clone(), queued_bytes: queued_bytes.clone(), lost: lost.clone() };
     let thread = thread::Builder::new()
         .name("spool".into())
         .spawn(move || write_all(&spool, &items, &queued_bytes, &lost, &written))?;
-    Ok((intake, thread))
+    Ok((intake, Writer { queue, thread }))
 }
 
 fn write_all(
     spool: &Spool,
-    items: &Receiver<Item>,
+    items: &Receiver<Message>,
     queued_bytes: &AtomicU64,
     lost: &Lost,
     written: &dyn Fn(),
@@ -83,7 +103,7 @@ fn write_all(
         let mut records = Vec::new();
         let mut samples = Vec::new();
         let mut next = Ok(first);
-        while let Ok(item) = next {
+        while let Ok(Message::Item(item)) = next {
             queued_bytes.fetch_sub(item_bytes(&item), Ordering::Relaxed);
             match item {
                 Item::Record(record) => records.push(record),
@@ -103,6 +123,9 @@ fn write_all(
             }
         }
         written();
+        if matches!(next, Ok(Message::Stop)) {
+            break;
+        }
     }
     spool.count_lost(lost.records.swap(0, Ordering::Relaxed), lost.samples.swap(0, Ordering::Relaxed));
 }
