@@ -170,7 +170,7 @@ function useClasses(release: string | null): string[] {
     `classes ${release}`,
     async () => {
       if (!release) return [];
-      return (await call(api.GET("/api/v1/releases/{model}/{version}", { params: { path: { model, version: Number(version) as never } } }))).labels;
+      return (await call(api.GET("/api/v1/releases/{model}/{version}", { params: { path: { model, version: Number(version) } } }))).labels;
     },
     { topics: [] },
   );

@@ -23,15 +23,8 @@ async function read(id: string): Promise<Tagged> {
 }
 
 function write(id: string, action: Action, etag: string): Promise<unknown> {
-  const rest = { params: { path: { id } }, headers: { "If-Match": etag } } as never;
-  switch (action) {
-    case "pause":
-      return callWithResponse(api.POST("/api/v1/rollouts/{id}/pause", rest));
-    case "resume":
-      return callWithResponse(api.POST("/api/v1/rollouts/{id}/resume", rest));
-    case "abort":
-      return callWithResponse(api.POST("/api/v1/rollouts/{id}/abort", rest));
-  }
+  const params = { path: { id, action } };
+  return callWithResponse(api.POST("/api/v1/rollouts/{id}/{action}", { params, headers: { "If-Match": etag } }));
 }
 
 const ASKED: Record<Action, { verb: string; title: string; text: string }> = {
@@ -44,7 +37,7 @@ const ASKED: Record<Action, { verb: string; title: string; text: string }> = {
   abort: {
     verb: "Abort rollout",
     title: "Abort this rollout?",
-    text: "It ends for good: devices that have not committed are told to stay on what they run. Devices that have committed keep the new release.",
+    text: "It ends for good: devices that have not committed go back to what they ran. Devices that have committed keep the new release.",
   },
 };
 
@@ -52,7 +45,7 @@ export function RolloutPage({ id }: { id: string }) {
   const found = useResource(`rollout ${id}`, () => read(id), { topics: ["rollout", "device"] });
   const [asked, setAsked] = useState<Action>();
   const r = found.data?.rollout;
-  const alive = r?.state === "running" || r?.state === "paused" || r?.state === "halted";
+  const alive = r?.state === "running" || r?.state === "paused";
   return (
     <>
       <Head
@@ -66,7 +59,7 @@ export function RolloutPage({ id }: { id: string }) {
             Pause
           </button>
         )}
-        {may.operate.value && (r?.state === "paused" || r?.state === "halted") && (
+        {may.operate.value && r?.state === "paused" && (
           <button type="button" onClick={() => setAsked("resume")}>
             Resume
           </button>

@@ -6,7 +6,7 @@ import { Dialog } from "../parts/dialog";
 import { Glyph, Lamp } from "../parts/lamp";
 import { Empty, Failed, Head, Loading } from "../parts/page";
 import { ago, bytes, count, percent, time } from "../pure/format";
-import { drift, driftStates, reason, reasons } from "../pure/words";
+import { drift, reason, reasons } from "../pure/words";
 import { query, setQuery } from "../router";
 import { classesOf, type Filters, filters, readSamples, writeLabel } from "../samples";
 import { may } from "../session";
@@ -129,7 +129,15 @@ function FilterBar({ f, devices, predictions, setPredictions }: FilterBarProps) 
       </span>
       <Choice name="device" any="Any device" value={f.device} options={devices.map((d) => [d.id, d.id])} />
       <Choice name="reason" any="Any reason" value={f.reason} options={reasons.map((r) => [r, reason(r)])} />
-      <Choice name="drift" any="Any drift state" value={f.drift} options={driftStates.map((d) => [d, drift(d).text])} />
+      <Choice
+        name="drift"
+        any="Any drift state"
+        value={f.drift}
+        options={[
+          ["true", "Under drift"],
+          ["false", "While stable"],
+        ]}
+      />
       <label class="check">
         <input type="checkbox" checked={predictions} onChange={(e) => setPredictions(e.currentTarget.checked)} />
         Show predictions

@@ -40,7 +40,7 @@ function Editor({ model, policy, etag, saved, reload }: EditorProps) {
   const changed = JSON.stringify(p) !== JSON.stringify(policy);
   const { busy, error, run } = useAct(async () => {
     const { data, response } = await callWithResponse(
-      api.PUT("/api/v1/models/{name}/policy", { params: { path: { name: model } }, body: p, headers: { "If-Match": etag } } as never),
+      api.PUT("/api/v1/models/{name}/policy", { params: { path: { name: model } }, body: p, headers: { "If-Match": etag } }),
     );
     saved({ policy: (data as Policy | undefined) ?? p, etag: response.headers.get("etag") ?? "" });
   });

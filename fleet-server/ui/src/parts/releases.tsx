@@ -142,7 +142,7 @@ function Detail({ release, runs, datasets, rollouts, changed }: Omit<Props, "rel
           verb="Withdraw"
           danger
           act={async () => {
-            await call(api.POST("/api/v1/releases/{model}/{version}/withdraw", { params: { path: { model, version: Number(version) as never } } }));
+            await call(api.POST("/api/v1/releases/{model}/{version}/withdraw", { params: { path: { model, version: Number(version) } } }));
             changed();
           }}
           close={() => setAsked(undefined)}

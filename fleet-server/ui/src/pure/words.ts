@@ -127,8 +127,7 @@ const REASONS: Record<string, string> = {
   event: "Event",
 };
 export const reason = (name: string): string => REASONS[name] ?? name;
-export const reasons = Object.keys(REASONS);
-export const driftStates = Object.keys(DRIFT);
+export const reasons = ["random", "uncertain", "novel", "event"] as const;
 
 const ROLES = ["viewer", "labeller", "engineer", "operator", "admin"];
 /** Each role may do all that the ones before it may. */
