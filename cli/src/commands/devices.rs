@@ -224,7 +224,8 @@ pub(crate) async fn status(client: &Client, out: &Output) -> Result<()> {
                 format!("{}, {} to label, {} received", o.samples, o.unlabelled, bytes(o.bytes_received)),
             ),
             ("releases", o.releases.to_string()),
-            ("under way", format!("{} training runs, {} rollouts", o.running_runs, o.running_rollouts)),
+            ("training runs", format!("{} under way", o.running_runs)),
+            ("rollouts", format!("{} under way", o.running_rollouts)),
         ]);
         for alarm in &alarms {
             text.push_str(&format!(

@@ -113,7 +113,9 @@ pub(crate) async fn logout(client: &Client, store: &Store, url: &str) -> Result<
     }
     store.save(&stored)?;
     // Forgotten here in any case; that it may still be valid there must be said.
-    revoked.map(|_| ())
+    revoked?;
+    eprintln!("logged out of {url}");
+    Ok(())
 }
 
 pub(crate) async fn whoami(client: &Client, out: &Output) -> Result<()> {

@@ -34,6 +34,9 @@ pub(crate) struct Samples {
     /// Only those with a label.
     #[arg(long)]
     labelled: bool,
+    /// Only those taken while the device saw drift.
+    #[arg(long)]
+    drifted: bool,
     #[command(flatten)]
     limit: Limit,
 }
@@ -101,6 +104,9 @@ impl Samples {
         }
         if self.labelled || self.unlabelled {
             query.push(("labelled", self.labelled.to_string()));
+        }
+        if self.drifted {
+            query.push(("drift", "true".to_owned()));
         }
         let samples: Vec<Sample> = client.list("/samples", &query, self.limit.limit).await?;
         let now = now_ms();
