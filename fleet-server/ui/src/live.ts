@@ -2,11 +2,13 @@
 // back while the tab is hidden, and repeated after the stream was cut, since events in between are lost.
 import { signal } from "@preact/signals";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
-import { type ApiError, asApiError } from "./api";
+import { api, type ApiError, asApiError, call } from "./api";
 import { concerns, due, type Interest, parseEvent } from "./pure/live";
 
 const QUIET_MS = 250;
 const PATIENCE_MS = 1500;
+const RETRY_MS = 5000;
+const REST_MS = 60_000;
 const TOPICS = ["device", "telemetry", "alarm", "sample", "label", "run", "release", "rollout"];
 
 export const connected = signal<"connecting" | "live" | "lost">("connecting");
@@ -21,11 +23,29 @@ interface Listener {
   stale: () => void;
 }
 const listeners = new Set<Listener>();
+let wanted = false;
 let source: EventSource | null = null;
 let retry: number | undefined;
+let rest: number | undefined;
 
 export function connect(): void {
-  if (source) return;
+  wanted = true;
+  if (!source) open();
+}
+
+export function disconnect(): void {
+  wanted = false;
+  close("connecting");
+}
+
+function close(state: "connecting" | "lost"): void {
+  clearTimeout(retry);
+  source?.close();
+  source = null;
+  connected.value = state;
+}
+
+function open(): void {
   clearTimeout(retry);
   source = new EventSource("/api/v1/events");
   source.onopen = () => {
@@ -35,11 +55,16 @@ export function connect(): void {
   };
   source.onerror = () => {
     connected.value = "lost";
-    // A refused stream (a restart answers 502 or 401) is closed for good by the browser; a cut one retries by itself.
-    if (source?.readyState === EventSource.CLOSED) {
-      disconnect("lost");
-      retry = window.setTimeout(connect, 5000);
-    }
+    // A cut stream is taken up again by the browser; a refused one (no session, a proxy's 502) is closed for good.
+    if (source?.readyState !== EventSource.CLOSED) return;
+    close("lost");
+    retry = window.setTimeout(() => {
+      // Leads to the login page where the session has ended.
+      call(api.GET("/api/v1/me")).then(
+        () => wanted && !source && open(),
+        () => wanted && !source && open(),
+      );
+    }, RETRY_MS);
   };
   for (const topic of TOPICS) {
     source.addEventListener(topic, (e) => {
@@ -50,12 +75,13 @@ export function connect(): void {
   }
 }
 
-export function disconnect(state: "connecting" | "lost" = "connecting"): void {
-  clearTimeout(retry);
-  source?.close();
-  source = null;
-  connected.value = state;
-}
+// Under HTTP/1.1 a browser opens six connections to a server, over all tabs: one that nobody looks at gives its stream
+// back after a while, and reads afresh when it is looked at again.
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(rest);
+  if (document.hidden) rest = window.setTimeout(() => source && close("lost"), REST_MS);
+  else if (wanted && !source) open();
+});
 
 /** Calls `reload` after events that concern it. */
 export function useEvents(interest: Interest, reload: () => void, quietMs = QUIET_MS, patienceMs = PATIENCE_MS): void {

@@ -5,9 +5,9 @@
 import assert from "node:assert/strict";
 import { credentials, login, options, settled, withPage } from "./browser-kit.mjs";
 
-const o = options({ url: "", label: "2" });
+const o = options({ url: process.env.ANDON_URL ?? "", label: "2" });
 if (!o.url) {
-  console.error("--url is needed");
+  console.error("--url or ANDON_URL is needed");
   process.exit(2);
 }
 const { user, password } = credentials();

@@ -5,9 +5,9 @@
 import { stat, writeFile } from "node:fs/promises";
 import { credentials, login, options, settled, withPage } from "./browser-kit.mjs";
 
-const o = options({ url: "", page: "/", out: "", wait: "", width: "1440", height: "900", scheme: "light", "max-kb": "150" });
+const o = options({ url: process.env.ANDON_URL ?? "", page: "/", out: "", wait: "", width: "1440", height: "900", scheme: "light", "max-kb": "150" });
 if (!o.url || !o.out) {
-  console.error("--url and --out are needed");
+  console.error("--url (or ANDON_URL) and --out are needed");
   process.exit(2);
 }
 const { user, password } = credentials();
