@@ -1,6 +1,14 @@
 //! `andon-trainer`: first releases (`fit`), retrain jobs (`work`), figures (`evaluate`).
 
-use std::{io::IsTerminal, ops::ControlFlow, path::PathBuf, sync::Mutex};
+use std::{
+    io::IsTerminal,
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use andon_trainer::{
     clock,
@@ -30,6 +38,10 @@ enum Command {
         /// Stop when no job is waiting.
         #[arg(long)]
         once: bool,
+        /// Give the job back and stop when standard input ends: a parent that holds the other end of it and dies takes
+        /// its workers along.
+        #[arg(long)]
+        until_stdin_ends: bool,
     },
     /// Measure a release on labelled images, with the engine that devices run.
     Evaluate {
@@ -100,9 +112,19 @@ fn main() -> anyhow::Result<()> {
         .init();
     match Cli::parse().command {
         Command::Fit(arguments) => run_fit(arguments),
-        Command::Work { queue, once } => {
+        Command::Work { queue, once, until_stdin_ends } => {
             let once = if once { Once::Yes } else { Once::No };
-            work(&queue, once, &|| ControlFlow::Continue(()))
+            let ended = Arc::new(AtomicBool::new(false));
+            if until_stdin_ends {
+                let ended = Arc::clone(&ended);
+                std::thread::spawn(move || {
+                    // Whatever comes is not for us; an error is an end too.
+                    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+                    ended.store(true, Ordering::Relaxed);
+                });
+            }
+            let stop = || if ended.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            work(&queue, once, &stop)
         }
         Command::Evaluate { release, images, split, seed } => {
             let metrics = evaluate(&release, &images, &split, seed)?;

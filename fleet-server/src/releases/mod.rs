@@ -12,6 +12,9 @@ pub mod rows;
 pub mod unpack;
 pub mod upload;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::time::Duration;
 
 use utoipa_axum::router::OpenApiRouter;

@@ -12,6 +12,9 @@ pub mod rows;
 pub mod runner;
 pub mod waves;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use utoipa_axum::router::OpenApiRouter;

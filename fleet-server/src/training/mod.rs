@@ -3,16 +3,19 @@
 //! (`protocol::job`) that worker processes claim; [`reconcile`] moves rows and folders towards each other, so that the
 //! server may die at any moment: what is left to do is read from the database and the disk.
 
-mod datasets;
-mod import;
-mod items;
-mod queue;
-mod reconcile;
+pub mod datasets;
+pub mod import;
+pub mod items;
+pub mod queue;
+pub mod reconcile;
 mod routes;
-mod runs;
-mod start_run;
-mod step;
+pub mod runs;
+pub mod start_run;
+pub mod step;
 mod supervisor;
+
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -68,15 +68,11 @@ async fn advance(app: &App, run: &Stored) -> Result<()> {
             runs::set_running(&mut tx, &run.id, &claim, attempt, progress.as_ref(), now_ms).await?;
             tx.commit().await?;
         }
-        Step::Requeue => {
+        Step::Requeue { attempt } => {
             let mut tx = app.db.begin().await?;
-            runs::set_queued(&mut tx, &run.id).await?;
+            runs::set_queued(&mut tx, &run.id, attempt).await?;
             tx.commit().await?;
-            tracing::warn!(
-                run = run.id,
-                attempt = run.facts.attempt,
-                "its worker is gone; it waits for another"
-            );
+            tracing::warn!(run = run.id, attempt, "its worker is gone; it waits for another");
         }
         Step::Take(result) => take(app, run, result).await?,
         Step::End { state, verdict } => end(app, run, state, &verdict, &BTreeMap::new()).await?,
@@ -109,7 +105,7 @@ async fn take(app: &App, run: &Stored, result: JobResult) -> Result<()> {
 }
 
 /// Checks, signs and registers `out/`. Repeated after a crash: what was moved away already is found in its place.
-async fn register(app: &App, run: &Stored) -> Result<()> {
+pub async fn register(app: &App, run: &Stored) -> Result<()> {
     let out = queue::folder(&app.paths.queue(), &run.id).join(OUT_DIR);
     let placed = registry::folder(app, &run.release);
     let bundle: Bundle = {
@@ -127,7 +123,7 @@ async fn register(app: &App, run: &Stored) -> Result<()> {
 }
 
 /// If the policy says so. The run's id keeps a second rollout from being made.
-async fn roll_out(app: &App, run: &Stored, verdict: &str) -> Result<()> {
+pub async fn roll_out(app: &App, run: &Stored, verdict: &str) -> Result<()> {
     let now_ms = app.now_ms();
     let mut tx = app.db.begin().await?;
     let policy = models::get(&mut tx, run.release.model()).await?.policy;

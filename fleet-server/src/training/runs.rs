@@ -178,11 +178,15 @@ pub async fn set_running(
     Ok(())
 }
 
-pub async fn set_queued(tx: &mut Tx, id: &str) -> Result<()> {
-    sqlx::query("UPDATE training_run SET state = 'queued', progress = 0, stage = 'queued' WHERE id = $1")
-        .bind(id)
-        .execute(&mut **tx)
-        .await?;
+pub async fn set_queued(tx: &mut Tx, id: &str, attempt: u32) -> Result<()> {
+    sqlx::query(
+        "UPDATE training_run SET state = 'queued', progress = 0, stage = 'queued', claim = NULL, attempt = $1 \
+         WHERE id = $2",
+    )
+    .bind(i64::from(attempt))
+    .bind(id)
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 

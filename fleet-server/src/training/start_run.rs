@@ -80,10 +80,10 @@ async fn reason(app: &App, model: &str, policy: &Policy) -> Result<Option<String
     }))
 }
 
-/// `MODEL/` and its length, for `SUBSTR`.
-fn release_prefix(model: &str) -> (i64, String) {
+/// `MODEL/` and its length, for `SUBSTR`, which on PostgreSQL takes 32-bit integers only.
+fn release_prefix(model: &str) -> (i32, String) {
     let prefix = format!("{model}/");
-    (prefix.len() as i64, prefix)
+    (prefix.len() as i32, prefix)
 }
 
 /// Makes the next data set and a run on it. Conflicts: a run is active, or there is nothing to train from.

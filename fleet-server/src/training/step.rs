@@ -41,8 +41,8 @@ pub enum Step {
     AskToStop,
     /// A worker has it: note its claim and what it says.
     Running { claim: Claim, attempt: u32, progress: Option<Progress> },
-    /// The worker is gone; the job waits for another.
-    Requeue,
+    /// The worker is gone; the job waits for another. A worker that gave it back does not count as an attempt.
+    Requeue { attempt: u32 },
     /// Take the result: a release to be registered, or the reason why there is none.
     Take(JobResult),
     /// Over without a result.
@@ -84,11 +84,12 @@ pub fn step(run: &RunFacts, job: &JobFacts) -> Option<Step> {
             }
             Some(Step::Running { claim: claim.clone(), attempt, progress: job.progress.clone() })
         }
-        None if run.state == RunState::Running && run.attempt >= ATTEMPTS_MAX => {
+        None if run.state != RunState::Running => None,
+        None if job.claim.is_none() => Some(Step::Requeue { attempt: run.attempt.saturating_sub(1) }),
+        None if run.attempt >= ATTEMPTS_MAX => {
             Some(end(RunState::Failed, &format!("{ATTEMPTS_MAX} workers died over it")))
         }
-        None if run.state == RunState::Running => Some(Step::Requeue),
-        None => None,
+        None => Some(Step::Requeue { attempt: run.attempt }),
     }
 }
 
@@ -127,8 +128,8 @@ mod tests {
             ("taken", queued.clone(), held(1, 0), runs(1, 1)),
             ("goes on", running(1), held(1, 5), runs(1, 1)),
             ("taken by the next", running(1), held(2, 0), runs(2, 2)),
-            ("the worker died", running(1), held(1, lease_ms), Some(Step::Requeue)),
-            ("the claim is gone", running(2), waiting.clone(), Some(Step::Requeue)),
+            ("the worker died", running(1), held(1, lease_ms), Some(Step::Requeue { attempt: 1 })),
+            ("given back", running(2), waiting.clone(), Some(Step::Requeue { attempt: 1 })),
             ("a fourth worker", running(3), held(2, 0), Some(end(Failed, "3 workers died over it"))),
             ("the third died", running(3), held(1, lease_ms), Some(end(Failed, "3 workers died over it"))),
             (
