@@ -7,7 +7,7 @@ use andon_agent::clock::{Clock, SystemClock};
 use andon_runtime::{Data, Session, SessionOptions, Tensor};
 use anyhow::bail;
 
-use super::{EngineArgs, load_model};
+use super::{EngineArgs, load_model, say};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
@@ -55,8 +55,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "arena_bytes": session.arena_bytes(),
         "engine": session.engine(),
     });
-    println!("{result}");
-    Ok(())
+    say(format_args!("{result}\n"))
 }
 
 /// Nearest rank, of sorted times; `times` is not empty.

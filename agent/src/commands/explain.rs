@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::load_model;
+use super::{load_model, say};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExplainArgs {
@@ -11,6 +11,5 @@ pub(crate) struct ExplainArgs {
 }
 
 pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
-    print!("{}", load_model(&args.model)?.explain());
-    Ok(())
+    say(load_model(&args.model)?.explain())
 }

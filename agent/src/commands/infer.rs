@@ -7,7 +7,7 @@ use andon_protocol::release::{Input, MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest
 use andon_runtime::{Classifier, ClassifierSpec, Image, ImageLimits, Judgement, Model, SessionOptions};
 use anyhow::{Context, bail, ensure};
 
-use super::{EngineArgs, load_model, read};
+use super::{EngineArgs, load_model, read, say};
 
 /// Mean and deviation of ImageNet, in units of 0 to 255: what most published classifiers were trained with.
 const IMAGENET_MEAN: [f32; 3] = [123.675, 116.28, 103.53];
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &InferArgs) -> anyhow::Result<()> {
         match classify(&mut classifier, path) {
             Ok(judgement) => {
                 let latency_ms = clock.elapsed().saturating_sub(start).as_secs_f64() * 1e3;
-                show(args, path, &judgement, &labels, latency_ms);
+                show(args, path, &judgement, &labels, latency_ms)?;
             }
             Err(error) => {
                 failed += 1;
@@ -77,7 +77,13 @@ fn classify(classifier: &mut Classifier, path: &Path) -> anyhow::Result<Judgemen
     Ok(classifier.classify(&image)?)
 }
 
-fn show(args: &InferArgs, path: &Path, judgement: &Judgement, labels: &[String], latency_ms: f64) {
+fn show(
+    args: &InferArgs,
+    path: &Path,
+    judgement: &Judgement,
+    labels: &[String],
+    latency_ms: f64,
+) -> anyhow::Result<()> {
     let label = |class: usize| labels.get(class).cloned().unwrap_or_else(|| class.to_string());
     let mut order: Vec<usize> = (0..judgement.scores.len()).collect();
     order.sort_by(|a, b| judgement.scores[*b].total_cmp(&judgement.scores[*a]));
@@ -88,11 +94,11 @@ fn show(args: &InferArgs, path: &Path, judgement: &Judgement, labels: &[String],
         let path = path.to_string_lossy();
         let (class, index) = (label(judgement.class), judgement.class);
         let line = serde_json::json!({"image": path, "class": class, "index": index, "scores": scores, "latency_ms": latency_ms});
-        println!("{line}");
+        say(format_args!("{line}\n"))
     } else {
         let scores: Vec<String> =
             order.iter().map(|c| format!("{} {:.4}", label(*c), judgement.scores[*c])).collect();
-        println!("{}  {}  ({latency_ms:.1} ms)", path.display(), scores.join(", "));
+        say(format_args!("{}  {}  ({latency_ms:.1} ms)\n", path.display(), scores.join(", ")))
     }
 }
 

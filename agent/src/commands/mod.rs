@@ -6,7 +6,12 @@ pub(crate) mod explain;
 pub(crate) mod infer;
 pub(crate) mod run;
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fmt::Display,
+    fs::File,
+    io::{ErrorKind, Read, Write},
+    path::Path,
+};
 
 use andon_runtime::{EngineChoice, Limits, Model};
 use anyhow::{Context, bail};
@@ -20,6 +25,14 @@ pub(crate) struct EngineArgs {
     /// Threads that the engine may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: u16,
+}
+
+/// Text on standard output. A reader that has seen enough (`| head`) ends the program quietly.
+pub(crate) fn say(text: impl Display) -> anyhow::Result<()> {
+    match write!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.context("cannot write to standard output"),
+    }
 }
 
 /// A whole file of at most `bytes_max`.
