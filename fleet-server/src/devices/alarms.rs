@@ -39,7 +39,8 @@ pub async fn raise(tx: &mut Tx, alarm: &Raised<'_>, now_ms: i64) -> Result<Strin
     .bind(word(&alarm.cause))
     .bind(serde_json::Value::from(alarm.charts.to_vec()).to_string())
     .bind(i64::try_from(alarm.frames).unwrap_or(i64::MAX))
-    .bind(alarm.at_ms)
+    // By a clock that is ahead of ours, an alarm would stay on top for ever.
+    .bind(alarm.at_ms.min(now_ms))
     .bind(now_ms)
     .execute(&mut **tx)
     .await?;

@@ -64,7 +64,8 @@ impl FromRow<'_, AnyRow> for Record {
 async fn records(conn: &mut Conn, device: &DeviceId, kind: &'static str, span: &Span) -> Result<Vec<Record>> {
     get(conn, device).await?;
     let (before_ms, before_boot, before_seq) = match &span.before {
-        None => (i64::MAX, String::new(), 0),
+        // After every boot id, which are hexadecimal.
+        None => (i64::MAX, "g".to_owned(), 0),
         Some((at_ms, key)) => {
             let (boot, seq) =
                 key.split_once('.').ok_or_else(|| Problem::invalid("cursor is none of this list"))?;

@@ -38,12 +38,28 @@ const LANE: usize = 2 * mqtt::RECEIVE_MAX as usize;
 /// Messages of one commit.
 const BATCH_MAX: usize = 128;
 
+/// Both lanes.
+pub struct Lanes {
+    pub records: records::Lane,
+    pub samples: samples::Lane,
+}
+
+impl Lanes {
+    pub fn new(app: &App, acks: &Acks, complaints: &Arc<Complaints>) -> Self {
+        Self {
+            records: records::Lane::new(app.clone(), acks.clone(), Arc::clone(complaints)),
+            samples: samples::Lane::new(app.clone(), acks.clone(), Arc::clone(complaints)),
+        }
+    }
+}
+
 /// Connects to the broker and starts the lanes.
 pub fn start(app: &App, broker: Broker, outgoing: mpsc::Receiver<Outgoing>) -> Vec<JoinHandle<()>> {
     let complaints = Arc::new(Complaints::default());
     let (acks, ack_task) = Acks::start(app);
-    let (records, record_task) = records_lane(app, &acks, &complaints);
-    let (samples, sample_task) = samples_lane(app, &acks, &complaints);
+    let Lanes { records: records_lane, samples: mut samples_lane } = Lanes::new(app, &acks, &complaints);
+    let (records, mut records_in) = mpsc::channel(LANE);
+    let (samples, mut samples_in) = mpsc::channel(LANE);
     let deliver = {
         let (app, complaints) = (app.clone(), Arc::clone(&complaints));
         move |received: Received| match topics::parse(received.topic()) {
@@ -64,47 +80,28 @@ pub fn start(app: &App, broker: Broker, outgoing: mpsc::Receiver<Outgoing>) -> V
         tokio::spawn(mqtt::run(broker, outgoing, deliver, connected, app.shutdown.clone())),
         tokio::spawn(republish(app.clone(), connections)),
         ack_task,
-        record_task,
-        sample_task,
+        tokio::spawn(async move {
+            let mut batch = Vec::new();
+            while records_in.recv_many(&mut batch, BATCH_MAX).await > 0 {
+                records_lane.take(&batch).await;
+                acknowledge(&mut batch).await;
+            }
+        }),
+        tokio::spawn(async move {
+            let mut batch = Vec::new();
+            while samples_in.recv_many(&mut batch, BATCH_MAX).await > 0 {
+                samples_lane.take(&batch).await;
+                acknowledge(&mut batch).await;
+            }
+        }),
     ]
 }
 
-fn records_lane(
-    app: &App,
-    acks: &Acks,
-    complaints: &Arc<Complaints>,
-) -> (mpsc::Sender<Received>, JoinHandle<()>) {
-    let (sender, mut receiver) = mpsc::channel(LANE);
-    let lane = records::Lane { app: app.clone(), acks: acks.clone(), complaints: Arc::clone(complaints) };
-    let task = tokio::spawn(async move {
-        let mut batch = Vec::new();
-        while receiver.recv_many(&mut batch, BATCH_MAX).await > 0 {
-            lane.take(&batch).await;
-            for received in batch.drain(..) {
-                received.acknowledge().await;
-            }
-        }
-    });
-    (sender, task)
-}
-
-fn samples_lane(
-    app: &App,
-    acks: &Acks,
-    complaints: &Arc<Complaints>,
-) -> (mpsc::Sender<Received>, JoinHandle<()>) {
-    let (sender, mut receiver) = mpsc::channel(LANE);
-    let mut lane = samples::Lane::new(app.clone(), acks.clone(), Arc::clone(complaints));
-    let task = tokio::spawn(async move {
-        let mut batch = Vec::new();
-        while receiver.recv_many(&mut batch, BATCH_MAX).await > 0 {
-            lane.take(&batch).await;
-            for received in batch.drain(..) {
-                received.acknowledge().await;
-            }
-        }
-    });
-    (sender, task)
+/// Dealt with, well or not: what was not stored comes again because the device got no `Ack`.
+async fn acknowledge(batch: &mut Vec<Received>) {
+    for received in batch.drain(..) {
+        received.acknowledge().await;
+    }
 }
 
 /// After every connection the retained desired states may be gone (a broker restarted without them).

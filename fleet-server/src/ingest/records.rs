@@ -24,9 +24,9 @@ use crate::{
 };
 
 pub struct Lane {
-    pub app: App,
-    pub acks: Acks,
-    pub complaints: Arc<Complaints>,
+    app: App,
+    acks: Acks,
+    complaints: Arc<Complaints>,
 }
 
 enum Message {
@@ -65,6 +65,10 @@ impl From<Problem> for Refusal {
 }
 
 impl Lane {
+    pub fn new(app: App, acks: Acks, complaints: Arc<Complaints>) -> Self {
+        Self { app, acks, complaints }
+    }
+
     /// Returns when everything in the batch is committed or refused.
     pub async fn take(&self, batch: &[Received]) {
         let now_ms = self.app.now_ms();

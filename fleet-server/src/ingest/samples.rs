@@ -1,7 +1,7 @@
 //! Sample images: manifests open uploads, chunks fill them, a whole that hashes to its name becomes a blob and a row.
 //!
-//! Order within a batch: manifests (one transaction), chunks, then what they completed (one transaction). A step that
-//! fails is not acknowledged, and the device repeats it.
+//! Order within a batch: manifests (one transaction), chunks, then what they completed (one transaction), and last what
+//! is still missing of what was announced. A step that fails is not acknowledged, and the device repeats it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -71,9 +71,9 @@ impl Lane {
                 self.complaints.note(Some(&device), &error.to_string(), now_ms);
             }
         }
-        let mut whole = HashSet::new();
+        let (mut whole, mut announced) = (HashSet::new(), HashSet::new());
         if !manifests.is_empty() {
-            match self.manifests(&manifests, &mut whole, now_ms).await {
+            match self.manifests(&manifests, &mut whole, &mut announced, now_ms).await {
                 Ok(answers) => self.answer(answers).await,
                 Err(problem) => self.failed(&manifests[0].0, &problem, now_ms),
             }
@@ -88,6 +88,11 @@ impl Lane {
                 Err(problem) => self.failed(&key.0, &problem, now_ms),
             }
         }
+        let needed = announced.difference(&whole).filter_map(|key| {
+            let missing = self.open.get(key)?.missing();
+            Some((key.0.clone(), SampleAck { digest: key.1, state: SampleState::Need { missing } }))
+        });
+        self.answer(needed.collect()).await;
         if !whole.is_empty() {
             self.finish(whole, now_ms).await;
         }
@@ -106,11 +111,12 @@ impl Lane {
         }
     }
 
-    /// Opens uploads. What turns out to be whole already goes to `whole`.
+    /// Opens uploads: they are then in `announced`, or in `whole` where all is there already.
     async fn manifests(
         &mut self,
         manifests: &[(DeviceId, SampleManifest)],
         whole: &mut HashSet<Key>,
+        announced: &mut HashSet<Key>,
         now_ms: i64,
     ) -> Result<Vec<Answer>> {
         let mut answers = Vec::new();
@@ -122,6 +128,9 @@ impl Lane {
                 }
                 Opened::Whole => {
                     whole.insert((device.clone(), manifest.digest));
+                }
+                Opened::Part => {
+                    announced.insert((device.clone(), manifest.digest));
                 }
                 Opened::NoAnswer(why) => {
                     self.complaints.note(Some(device), &why, now_ms);
@@ -178,10 +187,7 @@ impl Lane {
             return Ok(Opened::Whole);
         }
         let part = self.part(&(device.clone(), digest), manifest.size).await?;
-        if part.is_complete() {
-            return Ok(Opened::Whole);
-        }
-        Ok(Opened::Answer(SampleState::Need { missing: part.missing() }))
+        Ok(if part.is_complete() { Opened::Whole } else { Opened::Part })
     }
 
     /// Over what a device may store, a sample is refused for good; over what it may have under way, it is not answered,
@@ -406,6 +412,7 @@ impl Lane {
 enum Opened {
     Answer(SampleState),
     Whole,
+    Part,
     NoAnswer(String),
 }
 
