@@ -39,10 +39,10 @@ use crate::{
     pki::Ca,
 };
 
-pub const NOW_MS: i64 = 1_790_000_000_000;
+pub(crate) const NOW_MS: i64 = 1_790_000_000_000;
 
 /// Runs `test` on SQLite and on PostgreSQL, one after the other.
-pub async fn each_database(test: impl AsyncFn(Db)) {
+pub(crate) async fn each_database(test: impl AsyncFn(Db)) {
     let dir = tempfile::tempdir().unwrap();
     let db = Db::open("sqlite", dir.path()).await.unwrap();
     test(db.clone()).await;
@@ -59,19 +59,19 @@ pub async fn each_database(test: impl AsyncFn(Db)) {
 }
 
 /// Runs `test` with an app on each database.
-pub async fn each_app(test: impl AsyncFn(TestApp)) {
+pub(crate) async fn each_app(test: impl AsyncFn(TestApp)) {
     each_database(async |db| test(TestApp::new(db).await).await).await;
 }
 
-pub struct TestApp {
-    pub app: App,
-    pub outgoing: mpsc::Receiver<Outgoing>,
+pub(crate) struct TestApp {
+    pub(crate) app: App,
+    pub(crate) outgoing: mpsc::Receiver<Outgoing>,
     router: Router,
     _dir: TempDir,
 }
 
 impl TestApp {
-    pub async fn new(db: Db) -> Self {
+    pub(crate) async fn new(db: Db) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config: Config = toml::from_str(&format!("data_dir = {:?}", dir.path())).unwrap();
         let paths = Paths::new(dir.path());
@@ -103,7 +103,7 @@ impl TestApp {
     }
 
     /// A person with an API token of `role`; returns the token.
-    pub async fn token(&self, role: Role) -> String {
+    pub(crate) async fn token(&self, role: Role) -> String {
         let name = word(&role);
         let token = format!("{}{}", auth::TOKEN_PREFIX, auth::secret());
         let mut tx = self.app.db.begin().await.unwrap();
@@ -127,7 +127,7 @@ impl TestApp {
         token
     }
 
-    pub async fn device(&self, id: &str) -> DeviceId {
+    pub(crate) async fn device(&self, id: &str) -> DeviceId {
         sqlx::query(
             "INSERT INTO device (id, site, line, enrolled_ms, certificate_serial, certificate_expires_ms, drift, desired) \
              VALUES ($1, 'site', 'line', 0, '0', 0, 'no_reference', $2)",
@@ -140,7 +140,7 @@ impl TestApp {
         id.parse().unwrap()
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Reply {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
         let mut request = request;
         request
             .extensions_mut()
@@ -151,7 +151,7 @@ impl TestApp {
         Reply { status: head.status, headers: head.headers, body: body.to_vec() }
     }
 
-    pub async fn call(
+    pub(crate) async fn call(
         &self,
         method: Method,
         path: &str,
@@ -172,27 +172,27 @@ impl TestApp {
         self.send(request).await
     }
 
-    pub async fn get(&self, path: &str, token: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str, token: &str) -> Reply {
         self.call(Method::GET, path, token, None).await
     }
 }
 
 #[derive(Debug)]
-pub struct Reply {
-    pub status: StatusCode,
-    pub headers: axum::http::HeaderMap,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: axum::http::HeaderMap,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
     #[track_caller]
-    pub fn json<T: DeserializeOwned>(&self) -> T {
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
         assert!(self.status.is_success(), "{} {}", self.status, String::from_utf8_lossy(&self.body));
         serde_json::from_slice(&self.body).unwrap()
     }
 
     #[track_caller]
-    pub fn problem(&self) -> api::Problem {
+    pub(crate) fn problem(&self) -> api::Problem {
         assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json", "{self:?}");
         let problem: api::Problem = serde_json::from_slice(&self.body).unwrap();
         assert_eq!(problem.status, self.status.as_u16());

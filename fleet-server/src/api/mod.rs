@@ -1,14 +1,14 @@
 //! The people's API: routes below `/api/v1`, its OpenAPI document, and what all requests share. Handlers are thin: they
 //! check, call and answer; what things mean is decided in the modules that own them.
 
-mod alarms;
-mod devices;
-mod events;
-mod history;
-mod overview;
-mod samples;
-mod session;
-mod tokens;
+pub mod alarms;
+pub mod devices;
+pub mod events;
+pub mod history;
+pub mod overview;
+pub mod samples;
+pub mod session;
+pub mod tokens;
 
 use std::time::Duration;
 

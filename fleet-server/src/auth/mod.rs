@@ -5,7 +5,7 @@
 //! Secrets are 256 random bits; the database keeps their SHA-256, which needs no salt and can be looked up.
 
 pub mod password;
-mod throttle;
+pub mod throttle;
 
 use axum::{
     extract::FromRequestParts,

@@ -1,8 +1,8 @@
 //! What devices call over HTTPS: enrolment with a one-time token, and the files of the TUF repository with the client
 //! certificate that enrolment gave them. Not in the OpenAPI document, which is for people and their programs.
 
-mod enrol;
-mod files;
+pub mod enrol;
+pub mod files;
 
 pub use enrol::token_text;
 

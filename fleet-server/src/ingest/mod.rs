@@ -6,11 +6,11 @@
 //! synced); everything may come twice or in any order; the topic, never the payload, says who speaks; what a device
 //! sends can be refused, counted and logged (once a minute), but never stops a lane or harms another device.
 
-mod acks;
-mod complaints;
-mod parts;
-mod records;
-mod samples;
+pub mod acks;
+pub mod complaints;
+pub mod parts;
+pub mod records;
+pub mod samples;
 
 use std::sync::Arc;
 

@@ -65,10 +65,6 @@ impl Part {
         self.missing == 0
     }
 
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
     /// The file of the whole, where it is complete.
     pub fn file(&self) -> &Path {
         &self.data

@@ -193,14 +193,16 @@ async fn reported(
     now_ms: i64,
 ) -> Result<Effects, Refusal> {
     let json = serde_json::to_string(reported).map_err(Problem::from)?;
-    let changed = sqlx::query("UPDATE device SET reported = $1, drift = $2, last_seen_ms = $3, running = $4 WHERE id = $5")
-        .bind(json)
-        .bind(word(&reported.drift))
-        .bind(now_ms)
-        .bind(reported.active.as_ref().map(|running| running.release.to_string()))
-        .bind(device.as_str())
-        .execute(&mut **tx)
-        .await?;
+    let changed = sqlx::query(
+        "UPDATE device SET reported = $1, drift = $2, last_seen_ms = $3, running = $4 WHERE id = $5",
+    )
+    .bind(json)
+    .bind(word(&reported.drift))
+    .bind(now_ms)
+    .bind(reported.active.as_ref().map(|running| running.release.to_string()))
+    .bind(device.as_str())
+    .execute(&mut **tx)
+    .await?;
     if changed.rows_affected() == 0 {
         return Err(Refusal::UnknownDevice);
     }

@@ -86,7 +86,11 @@ async fn a_role_opens_its_routes_and_no_others() {
             let endless = path == "/events";
             let uri = format!(
                 "/api/v1{}",
-                path.replace("{id}", &"0".repeat(64)).replace("{name}", "cell").replace("{model}/{version}", "cell/1").replace("{action}", "pause").replace("/devices/0", "/devices/d0")
+                path.replace("{id}", &"0".repeat(64))
+                    .replace("{name}", "cell")
+                    .replace("{model}/{version}", "cell/1")
+                    .replace("{action}", "pause")
+                    .replace("/devices/0", "/devices/d0")
             );
             let method: Method = method.to_uppercase().parse().unwrap();
             let Some(needed) = needed else { continue };
