@@ -60,7 +60,12 @@ pub async fn start(
     let failed = |reason: String| BrokerError { listen, reason };
     let listener = bind(listen, connections_max, &files).map_err(|e| failed(format!("{e:#}")))?;
     let address = listener.local_addr().map_err(|e| failed(e.to_string()))?;
-    let context = ServerContext::new().mqtt_max_sessions(connections_max as isize).build().await;
+    let context = ServerContext::new()
+        .mqtt_max_sessions(isize::try_from(connections_max).unwrap_or(isize::MAX))
+        // It would refuse devices while the processor is busy, which a training run makes it for hours.
+        .busy_check_enable(false)
+        .build()
+        .await;
     *context.extends.retain_mut().await = Box::new(Retained(DefaultRetainStorage::new()));
     let hooks = context.extends.hook_mgr().register();
     for kind in [Type::ClientAuthenticate, Type::MessagePublishCheckAcl, Type::ClientSubscribeCheckAcl] {

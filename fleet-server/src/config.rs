@@ -70,8 +70,8 @@ pub struct Mqtt {
     /// Of the embedded broker.
     pub listen: SocketAddr,
     pub connections_max: usize,
-    /// PEM files for a broker outside: whom to trust, and who we are there. The certificate's common name must be
-    /// `andon-fleet-server`.
+    /// PEM files for a broker outside: whom to trust, and who we are there (common name `andon-fleet-server`). All three
+    /// or none; without them the fleet's own CA is trusted and signs our certificate. Devices trust that CA alone.
     pub ca: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
@@ -211,8 +211,9 @@ impl Config {
             }
             outside => {
                 broker_address(outside)?;
-                if self.mqtt.ca.is_none() || self.mqtt.cert.is_none() || self.mqtt.key.is_none() {
-                    return Err("a broker outside needs mqtt.ca, mqtt.cert and mqtt.key".into());
+                let given = [&self.mqtt.ca, &self.mqtt.cert, &self.mqtt.key].map(Option::is_some);
+                if given.contains(&true) && given.contains(&false) {
+                    return Err("mqtt.ca, mqtt.cert and mqtt.key go together".into());
                 }
             }
         }
@@ -256,7 +257,8 @@ mod tests {
             ("data_dir = \"d\"\n[people]\nlisten = \"0.0.0.0:80\"\ncert = \"c\"\nkey = \"k\"", None),
             ("data_dir = \"d\"\npublic_host = \"a/b\"", Some("public_host")),
             ("data_dir = \"d\"\n[mqtt]\nbroker = \"mqtt://x:1\"", Some("mqtts://HOST:PORT")),
-            ("data_dir = \"d\"\n[mqtt]\nbroker = \"mqtts://x:1\"", Some("mqtt.ca")),
+            ("data_dir = \"d\"\n[mqtt]\nbroker = \"mqtts://x:1\"", None),
+            ("data_dir = \"d\"\n[mqtt]\nbroker = \"mqtts://x:1\"\nca = \"c\"", Some("mqtt.ca")),
             ("data_dir = \"d\"\n[training]\nworkers = 65", Some("workers 65")),
         ];
         for (text, expected) in cases {

@@ -33,6 +33,17 @@ enum Command {
         #[arg(long, env = "ANDON_SERVER_CONFIG")]
         config: PathBuf,
     },
+    /// Make a certificate of the fleet's CA for an MQTT broker outside (it lasts 825 days).
+    BrokerCertificate {
+        #[arg(long, env = "ANDON_SERVER_CONFIG")]
+        config: PathBuf,
+        /// Name or address by which devices reach the broker.
+        #[arg(long)]
+        host: String,
+        /// Folder for broker.pem, broker.key and ca.pem.
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Print the OpenAPI document.
     Openapi,
 }
@@ -58,6 +69,9 @@ fn main() -> anyhow::Result<()> {
             init_log(false);
             let config = Config::read(&config)?;
             runtime.block_on(start::verify_audit(&config))
+        }
+        Command::BrokerCertificate { config, host, out } => {
+            start::broker_certificate(&Config::read(&config)?, &host, &out)
         }
         Command::Openapi => {
             println!("{}", andon_fleet_server::api::openapi_text());

@@ -202,16 +202,12 @@ async fn broker(app: &App, tasks: &mut Vec<JoinHandle<()>>) -> anyhow::Result<(B
     let config = &app.config;
     if config.mqtt.broker != "embedded" {
         let (host, port) = broker_address(&config.mqtt.broker).map_err(anyhow::Error::msg)?;
-        let file = |path: &Option<std::path::PathBuf>, key: &str| {
-            read_pem(path.as_deref().with_context(|| format!("mqtt.{key} is not set"))?)
+        let tls = match (&config.mqtt.ca, &config.mqtt.cert, &config.mqtt.key) {
+            (Some(ca), Some(cert), Some(key)) => {
+                client_tls(&read_pem(ca)?, &Identity { chain_pem: read_pem(cert)?, key_pem: read_pem(key)? })?
+            }
+            _ => client_tls(app.ca.pem(), &app.ca.client_identity(app.now_ms())?)?,
         };
-        let tls = client_tls(
-            &file(&config.mqtt.ca, "ca")?,
-            &Identity {
-                chain_pem: file(&config.mqtt.cert, "cert")?,
-                key_pem: file(&config.mqtt.key, "key")?,
-            },
-        )?;
         let address = format!("{}:{port}", bracketed(&host));
         return Ok((Broker { host, port, tls }, address));
     }
@@ -301,6 +297,21 @@ async fn create_admin(app: &App, password: Option<String>) -> anyhow::Result<()>
     if !given {
         println!("First start: log in as \"admin\" with the password {password} (not shown again).");
     }
+    Ok(())
+}
+
+/// `broker-certificate`: what a broker outside needs to be trusted by devices and to know them, as `broker.pem`,
+/// `broker.key` and `ca.pem` in `out`.
+pub fn broker_certificate(config: &Config, host: &str, out: &std::path::Path) -> anyhow::Result<()> {
+    let paths = Paths::new(&config.data_dir);
+    files::create_dir(&paths.keys()).with_context(|| format!("data_dir {}", config.data_dir.display()))?;
+    let now_ms = Clock::System.now_ms();
+    let ca = Ca::open_or_create(&paths.keys(), now_ms)?;
+    let identity = ca.server_identity(&[host.to_owned()], now_ms)?;
+    files::create_dir(out).with_context(|| out.display().to_string())?;
+    pki::write(&out.join("broker.pem"), &identity.chain_pem, Privacy::Readable)?;
+    pki::write(&out.join("broker.key"), &identity.key_pem, Privacy::Secret)?;
+    pki::write(&out.join("ca.pem"), ca.pem(), Privacy::Readable)?;
     Ok(())
 }
 

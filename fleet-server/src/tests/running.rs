@@ -47,20 +47,13 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
+        Self::start_with(tempfile::tempdir().unwrap(), "listen = \"127.0.0.1:0\"").await
+    }
+
+    async fn start_with(dir: TempDir, mqtt: &str) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let dir = tempfile::tempdir().unwrap();
-        let config = format!(
-            "data_dir = {:?}\n[people]\nlisten = \"127.0.0.1:0\"\n[devices]\nlisten = \"127.0.0.1:0\"\n\
-             [mqtt]\nlisten = \"127.0.0.1:0\"\n[training]\nworkers = 0",
-            dir.path()
-        );
-        let config: Config = toml::from_str(&config).unwrap();
-        let running = start::start(config, Options { admin_password: Some(PASSWORD.into()) }).await.unwrap();
-        let root = dir.path().join("tuf/metadata/1.root.json");
-        if !root.exists() {
-            std::fs::create_dir_all(root.parent().unwrap()).unwrap();
-            std::fs::write(&root, r#"{"signed":{},"signatures":[]}"#).unwrap();
-        }
+        let options = Options { admin_password: Some(PASSWORD.into()) };
+        let running = start::start(config(&dir, mqtt), options).await.unwrap();
         let written = std::fs::read(dir.path().join("addresses.json")).unwrap();
         let addresses: Addresses = serde_json::from_slice(&written).unwrap();
         let people = Client::builder().cookie_store(true).build().unwrap();
@@ -112,6 +105,15 @@ impl Server {
         }
         builder.build().unwrap()
     }
+}
+
+fn config(dir: &TempDir, mqtt: &str) -> Config {
+    let text = format!(
+        "data_dir = {:?}\n[people]\nlisten = \"127.0.0.1:0\"\n[devices]\nlisten = \"127.0.0.1:0\"\n\
+         [mqtt]\n{mqtt}\n[training]\nworkers = 0",
+        dir.path()
+    );
+    toml::from_str(&text).unwrap()
 }
 
 fn csr(name: &str) -> (String, String) {
@@ -391,5 +393,81 @@ async fn silent_peers_stop_nobody() {
     let (csr_pem, _) = csr("line-2");
     let token = server.enrolment_token("line-2").await;
     assert_eq!(server.post_enrol(&token, &csr_pem).await.status(), StatusCode::OK);
+    server.running.stop().await;
+}
+
+/// Debian's mosquitto with the configuration that ships, on another port and other paths.
+struct Mosquitto {
+    child: std::process::Child,
+    conf: std::path::PathBuf,
+}
+
+impl Mosquitto {
+    async fn start(folder: &std::path::Path, port: u16) -> Self {
+        let text = include_str!("../../mosquitto/mosquitto.conf")
+            .replace("/etc/mosquitto/andon", folder.to_str().unwrap())
+            .replace("listener 8883", &format!("listener {port} 127.0.0.1\nuser root"));
+        std::fs::write(folder.join("acl"), include_str!("../../mosquitto/acl")).unwrap();
+        let conf = folder.join("mosquitto.conf");
+        std::fs::write(&conf, text).unwrap();
+        let broker = Self { child: Self::spawn(&conf), conf };
+        broker.up(port).await;
+        broker
+    }
+
+    fn spawn(conf: &std::path::Path) -> std::process::Child {
+        let mut command = std::process::Command::new("/usr/sbin/mosquitto");
+        let quiet = std::process::Stdio::null;
+        command.arg("-c").arg(conf).stdout(quiet()).stderr(quiet());
+        command.spawn().expect("mosquitto is not installed (Debian: apt install mosquitto)")
+    }
+
+    async fn up(&self, port: u16) {
+        let up = async {
+            while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LONG, up).await.expect("mosquitto does not listen");
+    }
+
+    /// As a power cut would.
+    async fn restart(&mut self, port: u16) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(&self.conf);
+        self.up(port).await;
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_outside_does_as_well_and_may_forget_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mqtt = format!("broker = \"mqtts://127.0.0.1:{port}\"");
+    let folder = dir.path().join("broker");
+    start::broker_certificate(&config(&dir, &mqtt), "127.0.0.1", &folder).unwrap();
+    let mut mosquitto = Mosquitto::start(&folder, port).await;
+    let server = Server::start_with(dir, &mqtt).await;
+    let device = server.enrol("line-1").await;
+    assert_eq!(device.response.mqtt_port, port);
+    for first_seq in [0, 1] {
+        let mut connection = device.connect().await;
+        // The server's subscription came first, or it would not answer; after the restart it had to come again.
+        connection.next::<Desired>(Channel::Desired).await;
+        let records = vec![Record { at_ms: 1, body: Body::Window(Window::default()) }];
+        let boot = BootId::from_random([1; 16]);
+        connection.publish(Channel::Telemetry, &TelemetryBatch { boot, first_seq, records });
+        let ack: Ack = connection.next(Channel::Ack).await;
+        assert_eq!(ack.telemetry[0].last_seq, first_seq);
+        mosquitto.restart(port).await;
+    }
     server.running.stop().await;
 }
