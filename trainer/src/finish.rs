@@ -78,10 +78,18 @@ pub(crate) fn finish(
     agreement_min: f64,
 ) -> Result<Finished, FinishError> {
     check_head(&graph.weights[&graph.head().inputs[1]])?;
-    let images: Vec<Vec<f32>> =
-        spread(calibration, CALIBRATION_IMAGES).iter().map(|p| p.normalised(&task.preprocessing)).collect();
-    let ranges = quantise::calibrate(team, engine, graph, &images)?;
-    let int8 = quantise::write(graph, &ranges)?;
+    let chosen = spread(calibration, CALIBRATION_IMAGES);
+    let images: Vec<Vec<f32>> = chosen.iter().map(|p| p.normalised(&task.preprocessing)).collect();
+    let seen = quantise::calibrate(team, engine, graph, &images)?;
+    let unaligned = quantise::write(graph, &seen.ranges)?;
+    let embeddings: Vec<Vec<f32>> =
+        judge::judge(team, &unaligned, manifest, &chosen)?.into_iter().map(|j| j.embedding).collect();
+    let mut aligned = graph.clone();
+    let [_, weight, bias] = [0, 1, 2].map(|i| &graph.head().inputs[i]);
+    let (weight, bias) =
+        quantise::aligned_head(&graph.weights[weight], &graph.weights[bias], &seen.embeddings, &embeddings);
+    aligned.set_head(weight, bias);
+    let int8 = quantise::write(&aligned, &seen.ranges)?;
     let judged = judge::judge(team, &int8, manifest, validation)?;
     let float: Vec<Vec<f32>> = float_logits.iter().map(|l| softmax(l)).collect();
     let agreement = metrics::agreement(rule(task), &float, &judge::scores(&judged));

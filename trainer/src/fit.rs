@@ -202,11 +202,8 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
     let paths: Vec<&Path> = golden.examples.iter().map(|e| e.path.as_path()).collect();
     let (cases, tolerance) =
         golden::choose(&paths, &golden.labels(), &golden_judged, &softmaxes(&golden_float), GOLDEN_IMAGES)?;
-    let frames = reference::frames(
-        validation.refs().into_iter().chain(golden.refs()),
-        judged.iter().chain(&golden_judged),
-    );
-    let reference = reference::fit(&frames, options.seed)?;
+    let images = validation.pixels.iter().chain(&golden.pixels);
+    let reference = reference::fit(images, judged.iter().chain(&golden_judged), options.seed)?;
     manifest.metrics = report.numbers.clone();
     let release = Release { manifest, model: int8, float: float_bytes, reference, golden: cases, tolerance };
     release.write(&options.out)?;

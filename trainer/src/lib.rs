@@ -34,3 +34,6 @@ pub mod team;
 pub mod train;
 pub mod worker;
 pub mod zoo;
+
+#[cfg(test)]
+mod tests;

@@ -22,12 +22,15 @@ pub struct Report {
     /// What the drifted devices' pictures look like, in words.
     pub looks: BTreeMap<String, String>,
     pub seconds: BTreeMap<String, f64>,
+    pub cpu_seconds: BTreeMap<String, f64>,
     pub notes: Vec<String>,
 }
 
 impl Report {
     /// Books the time since the last call on `stage`.
     pub fn lap(&mut self, watch: &mut Stopwatch, stage: &str) {
-        *self.seconds.entry(stage.into()).or_insert(0.0) += watch.lap();
+        let (wall, cpu) = watch.lap();
+        *self.seconds.entry(stage.into()).or_insert(0.0) += wall;
+        *self.cpu_seconds.entry(stage.into()).or_insert(0.0) += cpu.unwrap_or(0.0);
     }
 }

@@ -38,6 +38,16 @@ impl Pixels {
         channels.flat_map(|(c, (mean, std))| plane(c).iter().map(move |v| (v - mean) / std)).collect()
     }
 
+    /// Luma (Rec. 601), as the runtime's preprocessing makes it for one channel.
+    pub fn gray(&self) -> Vec<f32> {
+        match &self.planes[..] {
+            [r, g, b] => {
+                r.iter().zip(g).zip(b).map(|((r, g), b)| 0.299 * r + 0.587 * g + 0.114 * b).collect()
+            }
+            planes => planes[0].clone(),
+        }
+    }
+
     /// Mirrored left to right, top to bottom, or both.
     pub fn flipped(&self, across: bool, down: bool) -> Self {
         let (h, w) = (self.height, self.width);

@@ -332,7 +332,7 @@ mod tests {
         let (team, engine) = (Team::new().unwrap(), Engine::new(&graph).unwrap());
         let wave = |s: usize| (0..3 * 64).map(|i| ((i * (s + 3)) as f32 * 0.37).sin()).collect::<Vec<f32>>();
         let images: Vec<Vec<f32>> = (0..20).map(wave).collect();
-        let ranges = calibrate(&team, &engine, &graph, &images).unwrap();
+        let ranges = calibrate(&team, &engine, &graph, &images).unwrap().ranges;
         let run = |bytes: &[u8], image: &[f32]| {
             let model = Model::load(bytes, &Limits::default()).unwrap();
             let mut session = Session::new(&model, &SessionOptions::default()).unwrap();

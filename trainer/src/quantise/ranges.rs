@@ -1,6 +1,6 @@
 //! Calibration: what range every activation takes over some images, in float.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::collections::BTreeMap;
 
 use crate::{
     graph::{Batch, Engine, EngineError, Graph},
@@ -31,24 +31,39 @@ impl Ranges {
     }
 }
 
+/// What calibration saw.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Calibration {
+    pub ranges: Ranges,
+    /// In float, by image.
+    pub embeddings: Vec<Vec<f32>>,
+}
+
 /// Runs the graph on `images` (normalised, `[C, H, W]`).
 pub fn calibrate(
     team: &Team,
     engine: &Engine,
     graph: &Graph,
     images: &[Vec<f32>],
-) -> Result<Ranges, EngineError> {
-    let all = Mutex::new(Ranges::default());
+) -> Result<Calibration, EngineError> {
     let layout = engine.layout_at(graph, 0);
-    team.map(images.len().div_ceil(SHARD), |i| {
+    let shards = team.map(images.len().div_ceil(SHARD), |i| {
         let shard = &images[i * SHARD..(i * SHARD + SHARD).min(images.len())];
         let batch = Batch::gather(layout, shard.iter().map(Vec::as_slice));
-        let mut ranges = Ranges::default();
-        ranges.widen(&graph.input, &batch.data);
-        engine.watch(&graph.weights, &batch, &mut |name, data| ranges.widen(name, data))?;
-        // Minimum and maximum do not depend on the order.
-        all.lock().unwrap_or_else(|e| e.into_inner()).merge(ranges);
-        Ok::<_, EngineError>(())
+        let mut seen = Calibration::default();
+        seen.ranges.widen(&graph.input, &batch.data);
+        engine.watch(&graph.weights, &batch, &mut |name, data| {
+            seen.ranges.widen(name, data);
+            if name == graph.embedding() {
+                seen.embeddings = data.chunks(graph.embedding_len()).map(<[f32]>::to_vec).collect();
+            }
+        })?;
+        Ok::<_, EngineError>(seen)
     })?;
-    Ok(all.into_inner().unwrap_or_else(|e| e.into_inner()))
+    let mut all = Calibration::default();
+    for shard in shards {
+        all.ranges.merge(shard.ranges);
+        all.embeddings.extend(shard.embeddings);
+    }
+    Ok(all)
 }
