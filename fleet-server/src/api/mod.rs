@@ -16,6 +16,8 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     http::{HeaderName, HeaderValue, StatusCode, header},
+    middleware::map_response,
+    response::{IntoResponse as _, Response},
     routing::get,
 };
 use tower_http::{
@@ -59,7 +61,7 @@ pub fn router(app: App) -> Router {
         async move { ([(header::CONTENT_TYPE, "application/json")], text) }
     });
     Router::new()
-        .merge(api.layer(constant(header::CACHE_CONTROL, "no-store")))
+        .merge(api.layer(map_response(problems_only)).layer(constant(header::CACHE_CONTROL, "no-store")))
         .route("/api/openapi.json", document)
         .route("/health", get(|| async { "ok" }))
         .route("/api/{*rest}", axum::routing::any(not_found))
@@ -136,6 +138,17 @@ fn routes() -> OpenApiRouter<App> {
         .merge(releases::routes())
         .merge(rollouts::routes())
         .merge(training::routes())
+}
+
+/// What a layer refused with a bare status (a request that took too long) becomes a problem like all others.
+async fn problems_only(response: Response) -> Response {
+    let status = response.status();
+    let bare = !response.headers().contains_key(header::CONTENT_TYPE);
+    if bare && (status.is_client_error() || status.is_server_error()) {
+        let detail = "the request was given up; try again, and if that fails too, ask for less at once";
+        return Problem { status, code: "unavailable", detail: detail.into() }.into_response();
+    }
+    response
 }
 
 pub async fn not_found() -> Problem {

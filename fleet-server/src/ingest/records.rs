@@ -194,7 +194,7 @@ async fn reported(
 ) -> Result<Effects, Refusal> {
     let json = serde_json::to_string(reported).map_err(Problem::from)?;
     let changed = sqlx::query(
-        "UPDATE device SET reported = $1, drift = $2, last_seen_ms = $3, running = $4 WHERE id = $5",
+        "UPDATE device SET reported = $1, drift = $2, last_seen_ms = $3, running = $4, online = 1 WHERE id = $5",
     )
     .bind(json)
     .bind(word(&reported.drift))
@@ -221,7 +221,8 @@ async fn telemetry(
     batch: &TelemetryBatch,
     now_ms: i64,
 ) -> Result<Effects, Refusal> {
-    let seen = sqlx::query("UPDATE device SET last_seen_ms = $1 WHERE id = $2")
+    // Who speaks is there, even if the will of a connection before came late and said otherwise.
+    let seen = sqlx::query("UPDATE device SET last_seen_ms = $1, online = 1 WHERE id = $2")
         .bind(now_ms)
         .bind(device.as_str())
         .execute(&mut **tx)

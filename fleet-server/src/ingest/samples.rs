@@ -155,6 +155,7 @@ impl Lane {
             Err(reason) => return refused(reason),
         };
         if sample_exists(tx, digest).await? {
+            self.forget(tx, device, manifest).await?;
             return Ok(Opened::Answer(SampleState::Done));
         }
         let open: Option<i64> =
@@ -188,6 +189,23 @@ impl Lane {
         }
         let part = self.part(&(device.clone(), digest), manifest.size).await?;
         Ok(if part.is_complete() { Opened::Whole } else { Opened::Part })
+    }
+
+    /// Ends an upload whose content came another way meanwhile.
+    async fn forget(&mut self, tx: &mut Tx, device: &DeviceId, manifest: &SampleManifest) -> Result<()> {
+        let gone = sqlx::query("DELETE FROM upload WHERE device = $1 AND digest = $2")
+            .bind(device.as_str())
+            .bind(manifest.digest.to_string())
+            .execute(&mut **tx)
+            .await?;
+        if gone.rows_affected() > 0 {
+            let key = (device.clone(), manifest.digest);
+            self.part(&key, manifest.size).await?;
+            if let Some(part) = self.open.remove(&key) {
+                blocking(move || part.remove()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Over what a device may store, a sample is refused for good; over what it may have under way, it is not answered,
@@ -323,14 +341,16 @@ impl Lane {
         let manifest: SampleManifest = serde_json::from_str(&json)?;
         let content_type = manifest.content_type.clone();
         let checked = off_thread(&self.app.blobs, move |blobs| {
-            if let Some(part) = part.filter(|_| !blobs.has(digest).unwrap_or(false)) {
-                match blobs.adopt(part.file(), digest) {
-                    Ok(()) => {}
-                    Err(e) if e.kind() == ErrorKind::InvalidData => {
-                        part.remove()?;
-                        return Ok(Err(Wrong::Digest));
+            if let Some(part) = part {
+                if !blobs.has(digest)? {
+                    match blobs.adopt(part.file(), digest) {
+                        Ok(()) => {}
+                        Err(e) if e.kind() == ErrorKind::InvalidData => {
+                            part.remove()?;
+                            return Ok(Err(Wrong::Digest));
+                        }
+                        Err(e) => return Err(e),
                     }
-                    Err(e) => return Err(e),
                 }
                 part.remove()?;
             }

@@ -194,6 +194,25 @@ async fn hostile_payloads_harm_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_late_will_is_put_right_by_the_next_word() {
+    each_app(async |test| {
+        let device = test.device("line-1").await;
+        let token = test.token(Role::Viewer).await;
+        let mut bench = Bench::new(&test.app);
+        let gone = encode(&Status { online: false, boot: None });
+        let payload = batch(&boot(1), 0, vec![(1, window(1))]);
+        for (channel, payload, online) in
+            [(Channel::Status, gone, false), (Channel::Telemetry, payload, true)]
+        {
+            bench.records(vec![message(&device, channel, payload)]).await;
+            let shown: Device = test.get("/api/v1/devices/line-1", &token).await.json();
+            assert_eq!(shown.online, online, "{channel:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_and_report_show_and_bring_the_desired_state() {
     each_app(async |mut test| {
         let device = test.device("line-1").await;
