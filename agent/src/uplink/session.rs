@@ -121,22 +121,24 @@ pub(super) async fn run(uplink: &mut Uplink, backoff: &mut Backoff) -> Result<()
             loop {
                 session.fill()?;
                 tokio::select! {
-                    event = &mut poll => break event,
+                    event = &mut poll => break Some(event),
                     () = wake.notified() => {}
                     () = tokio::time::sleep(TICK) => {}
-                    changed = stop.changed() => if changed.is_err() || *stop.borrow() { break Ok(Event::Outgoing(Sent::Disconnect)) },
+                    changed = stop.changed() => if changed.is_err() || *stop.borrow() { break None },
                 }
             }
         };
-        match event.map_err(Box::new)? {
-            Event::Outgoing(Sent::Disconnect) => {
-                session.farewell();
-                // The will says the same, later, if this does not get through.
-                let _ = tokio::time::timeout(FAREWELL, async { while events.poll().await.is_ok() {} }).await;
+        match event.transpose().map_err(Box::new)? {
+            Some(Event::Outgoing(sent)) => session.sent(&sent)?,
+            Some(Event::Incoming(packet)) => session.received(packet, backoff)?,
+            None => {
+                if session.farewell() {
+                    // The will says the same, later, if this does not get through.
+                    let _ =
+                        tokio::time::timeout(FAREWELL, async { while events.poll().await.is_ok() {} }).await;
+                }
                 return Ok(());
             }
-            Event::Outgoing(sent) => session.sent(&sent)?,
-            Event::Incoming(packet) => session.received(packet, backoff)?,
         }
     }
 }
@@ -345,13 +347,15 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn farewell(&mut self) {
+    /// Whether there is anybody to say it to.
+    fn farewell(&mut self) -> bool {
         if self.subscribed {
             let status = Status { online: false, boot: Some(self.uplink.boot.clone()) };
             // The session ends either way.
             let _ = self.publish(Channel::Status, &status, Kind::Status);
+            let _ = self.client.try_disconnect();
         }
-        let _ = self.client.try_disconnect();
+        self.subscribed
     }
 }
 
