@@ -3,7 +3,7 @@
 
 mod commands;
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -33,11 +33,22 @@ enum Command {
     Bench(commands::bench::BenchArgs),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
     start_log();
     // The TLS library asks for the process's provider once; an error says that there is one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match Cli::parse().command {
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Enrol(args) => commands::enrol::run(&args),
         Command::Run(args) => commands::run::run(&args),
         Command::Infer(args) => commands::infer::run(&args),

@@ -30,13 +30,13 @@ use tokio::sync::watch;
 use crate::mosquitto::{Certificates, SERVER};
 
 #[derive(Debug, Clone, Default)]
-pub struct Stored {
-    pub records: BTreeMap<(BootId, u64), Record>,
-    pub contradictions: usize,
-    pub samples: BTreeMap<Digest, Vec<u8>>,
-    pub chunks_received: usize,
-    pub reported: Option<Reported>,
-    pub online: Option<bool>,
+pub(crate) struct Stored {
+    pub(crate) records: BTreeMap<(BootId, u64), Record>,
+    pub(crate) contradictions: usize,
+    pub(crate) samples: BTreeMap<Digest, Vec<u8>>,
+    pub(crate) chunks_received: usize,
+    pub(crate) reported: Option<Reported>,
+    pub(crate) online: Option<bool>,
     parts: BTreeMap<Digest, Part>,
     desired: Option<(DeviceId, Desired)>,
 }
@@ -49,14 +49,14 @@ struct Part {
     have: BTreeSet<u32>,
 }
 
-pub struct Fleet {
+pub(crate) struct Fleet {
     stored: Arc<Mutex<Stored>>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Fleet {
-    pub fn start(certificates: &Certificates, port: u16) -> Self {
+    pub(crate) fn start(certificates: &Certificates, port: u16) -> Self {
         let tls = certificates.identity(SERVER, port).tls().unwrap();
         let stored = Arc::new(Mutex::new(Stored::default()));
         let (stop, mut stopped) = watch::channel(false);
@@ -83,12 +83,12 @@ impl Fleet {
         Self { stored, stop, thread: Some(thread) }
     }
 
-    pub fn stored(&self) -> Stored {
+    pub(crate) fn stored(&self) -> Stored {
         self.stored.lock().unwrap().clone()
     }
 
     /// Retained; sent by the session.
-    pub fn publish_desired(&self, device: &str, desired: &Desired) {
+    pub(crate) fn publish_desired(&self, device: &str, desired: &Desired) {
         self.stored.lock().unwrap().desired = Some((device.parse().unwrap(), desired.clone()));
     }
 }

@@ -15,14 +15,14 @@ use rcgen::{
 };
 
 /// The name by which the server logs in.
-pub const SERVER: &str = "andon-fleet-server";
+pub(crate) const SERVER: &str = "andon-fleet-server";
 
-pub struct Certificates {
+pub(crate) struct Certificates {
     authority: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Certificates {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "test fleet CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -44,7 +44,7 @@ impl Certificates {
     }
 
     /// What a client of this name has after enrolment.
-    pub fn identity(&self, name: &str, mqtt_port: u16) -> Identity {
+    pub(crate) fn identity(&self, name: &str, mqtt_port: u16) -> Identity {
         let (certificate_pem, key_pem) = self.issue(name, ExtendedKeyUsagePurpose::ClientAuth);
         let enrolment = EnrolResponse {
             device: name.parse().unwrap(),
@@ -59,7 +59,7 @@ impl Certificates {
     }
 }
 
-pub struct Mosquitto {
+pub(crate) struct Mosquitto {
     folder: PathBuf,
     port: u16,
     process: Child,
@@ -67,7 +67,7 @@ pub struct Mosquitto {
 
 impl Mosquitto {
     /// Starts it on a free port, with mutual TLS, the certificate's name as the user and the access rules of a fleet.
-    pub fn start(folder: &Path, certificates: &Certificates) -> Self {
+    pub(crate) fn start(folder: &Path, certificates: &Certificates) -> Self {
         let (certificate, key) = certificates.issue("127.0.0.1", ExtendedKeyUsagePurpose::ServerAuth);
         for (name, text) in [
             ("ca.pem", certificates.ca_pem()),
@@ -124,18 +124,18 @@ impl Mosquitto {
         Some(broker)
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// SIGKILL: it remembers nothing.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
     /// On the same port.
-    pub fn restart(mut self) -> Self {
+    pub(crate) fn restart(mut self) -> Self {
         self.kill();
         for _ in 0..100 {
             if let Some(broker) = Self::start_on(&self.folder, self.port) {
