@@ -1,5 +1,6 @@
 //! The only place of the agent that reads a clock. Everything that waits or stamps takes a [`Clock`], so that tests
 //! run hours in microseconds and a clock that jumps (1970 at boot, ten years ahead) is a test case.
+#![allow(clippy::disallowed_methods, reason = "this is the clock module")]
 
 use std::{
     sync::atomic::{AtomicI64, AtomicU64, Ordering},

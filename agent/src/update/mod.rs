@@ -257,7 +257,13 @@ impl Updater {
 
     fn load(&mut self, slot: Slot) {
         let folder = self.store.release_folder(&slot.content);
-        let loaded = self.store.verify(&slot.content).and_then(|_| self.station.load(&folder, &slot.release));
+        let mut load =
+            || self.store.verify(&slot.content).and_then(|_| self.station.load(&folder, &slot.release));
+        // An error of reading may pass; what is damaged stays damaged.
+        let loaded = load().or_else(|why| {
+            tracing::warn!(release = %slot.release, why, "a release does not load; once more");
+            load()
+        });
         if let Err(why) = loaded {
             tracing::error!(release = %slot.release, why, "a release does not load");
             self.events.push_back(Event::LoadFailed { slot, why });

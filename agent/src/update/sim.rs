@@ -433,7 +433,8 @@ fn check_convergence(world: &World, seed: u64, what: &str) {
             return;
         }
         world.disk.reboot(seed + boot);
-        let booted = world.start();
+        // After an error of reading the folder the service manager starts the agent again.
+        let booted = world.start().or_else(|_| world.start());
         let dead = world.disk.is_dead();
         assert!(dead || booted.is_ok(), "{what}: {:?}", booted.err());
         assert!(dead || matches!(world.running(), Some(1 | 2)), "{what}: nothing runs after boot {boot}");

@@ -1,6 +1,7 @@
 //! The uplink against a real broker, Debian's mosquitto, with mutual TLS: killed without warning in the middle of an
 //! upload and started again with nothing remembered. What the server stored must be what was captured, and the spool
 //! must forget nothing that the server has not.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fleet;
 mod mosquitto;
@@ -8,11 +9,11 @@ mod mosquitto;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use andon_agent::{
-    clock::SystemClock,
+    clock::{Clock, SystemClock},
     files::SystemDisk,
     spool::{Budget, Spool, Value},
     uplink::{Settings, Stats, Uplink},
@@ -137,9 +138,9 @@ fn sample(n: u32, boot: &BootId) -> (SampleManifest, Vec<u8>) {
 
 /// Polls; a time limit, never a sleep that must be long enough.
 fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let clock = SystemClock::new();
     while !happened() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(clock.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -5,10 +5,13 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use andon_agent::identity::Identity;
+use andon_agent::{
+    clock::{Clock, SystemClock},
+    identity::Identity,
+};
 use andon_protocol::api::EnrolResponse;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -113,12 +116,12 @@ impl Mosquitto {
             .spawn()
             .unwrap_or_else(|e| panic!("{}: {e}", binary().display()));
         let mut broker = Self { folder: folder.to_owned(), port, process };
-        let start = Instant::now();
+        let clock = SystemClock::new();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if broker.process.try_wait().unwrap().is_some() {
                 return None;
             }
-            assert!(start.elapsed() < Duration::from_secs(60), "mosquitto does not listen");
+            assert!(clock.elapsed() < Duration::from_secs(60), "mosquitto does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
         Some(broker)
