@@ -38,6 +38,8 @@ use trial::{Judgement, TrialHealth, TrialRules};
 
 /// Refusals of a fetch before the release is given up: a repository that is being published to heals by itself.
 const REFUSALS_MAX: u32 = 3;
+/// Attempts to load a release before it is given up.
+const LOADS_TRIED: u32 = 3;
 /// How often a trial is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 
@@ -259,11 +261,13 @@ impl Updater {
         let folder = self.store.release_folder(&slot.content);
         let mut load =
             || self.store.verify(&slot.content).and_then(|_| self.station.load(&folder, &slot.release));
+        let mut loaded = load();
         // An error of reading may pass; what is damaged stays damaged.
-        let loaded = load().or_else(|why| {
+        for _ in 1..LOADS_TRIED {
+            let Err(why) = &loaded else { break };
             tracing::warn!(release = %slot.release, why, "a release does not load; once more");
-            load()
-        });
+            loaded = load();
+        }
         if let Err(why) = loaded {
             tracing::error!(release = %slot.release, why, "a release does not load");
             self.events.push_back(Event::LoadFailed { slot, why });
