@@ -89,6 +89,8 @@ fn bind(listen: SocketAddr, connections_max: usize, files: &Files<'_>) -> rmqtt:
         .name("devices")
         .laddr(listen)
         .nodelay(true)
+        // Or a server that was killed cannot come back to its port for a minute.
+        .reuseaddr(Some(true))
         .max_connections(connections_max)
         .max_handshaking_limit(HANDSHAKES_MAX)
         .handshake_timeout(Duration::from_secs(10))

@@ -396,6 +396,26 @@ async fn silent_peers_stop_nobody() {
     server.running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_comes_back_to_its_folder_and_its_ports() {
+    let server = Server::start().await;
+    let device = server.enrol("line-1").await;
+    let mut connection = device.connect().await;
+    connection.next::<Desired>(Channel::Desired).await;
+    assert!(
+        start::start(config(&server.dir, "listen = \"127.0.0.1:0\""), Options::default()).await.is_err(),
+        "two servers"
+    );
+    let Server { running, addresses, dir, .. } = server;
+    running.stop().await;
+    drop(connection);
+    // The port has connections that the server closed, which still count as used.
+    let again = Server::start_with(dir, &format!("listen = {:?}", addresses.mqtt)).await;
+    assert_eq!(again.addresses.mqtt, addresses.mqtt);
+    device.connect().await.next::<Desired>(Channel::Desired).await;
+    again.running.stop().await;
+}
+
 /// Debian's mosquitto with the configuration that ships, on another port and other paths.
 struct Mosquitto {
     child: std::process::Child,
