@@ -155,6 +155,7 @@ fn policy() -> Policy {
         auto_rollout: false,
         waves,
         trial_s: 30,
+        agreement_min: 0.98,
         clean_loss_max: 0.01,
         drift_gain_min: 0.02,
     }

@@ -169,6 +169,8 @@ body! {
         auto_rollout: bool,
         waves: Vec<Wave>,
         trial_s: u32,
+        /// Quantised, a new release must give the verdict of its float self on at least this share of the images.
+        agreement_min: f64,
         /// A new release must not lose more than this (balanced accuracy, 0 to 1) on golden and validation data…
         clean_loss_max: f64,
         /// …and must win at least this on the held-back drifted samples.

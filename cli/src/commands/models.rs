@@ -44,6 +44,9 @@ struct Change {
     /// Seconds that a new release is tried on a device before it is committed.
     #[arg(long, value_name = "SECONDS")]
     trial_s: Option<u32>,
+    /// Share of verdicts that quantising a release must not change.
+    #[arg(long, value_name = "SHARE")]
+    agreement_min: Option<f64>,
     /// What a release may lose on clean data, as a share (0.01 is one point).
     #[arg(long, value_name = "SHARE")]
     clean_loss_max: Option<f64>,
@@ -81,11 +84,12 @@ pub(crate) fn parse_waves(text: &str) -> Result<Waves, String> {
 impl Change {
     fn apply(&self, policy: &mut Policy) -> bool {
         let before = policy.clone();
-        let Policy { retrain_labels_min, auto_rollout, waves, trial_s, clean_loss_max, drift_gain_min } =
+        let Policy { retrain_labels_min, auto_rollout, waves, trial_s, agreement_min, clean_loss_max, drift_gain_min } =
             policy;
         *retrain_labels_min = self.retrain_labels_min.unwrap_or(*retrain_labels_min);
         *auto_rollout = self.auto_rollout.unwrap_or(*auto_rollout);
         *trial_s = self.trial_s.unwrap_or(*trial_s);
+        *agreement_min = self.agreement_min.unwrap_or(*agreement_min);
         *clean_loss_max = self.clean_loss_max.unwrap_or(*clean_loss_max);
         *drift_gain_min = self.drift_gain_min.unwrap_or(*drift_gain_min);
         if let Some(Waves(new)) = &self.waves {
@@ -140,6 +144,7 @@ async fn set_policy(client: &Client, out: &Output, change: &Change) -> Result<()
             ("rollout", if p.auto_rollout { "by itself" } else { "when asked" }.into()),
             ("waves", waves_text(&p.waves)),
             ("trial", format!("{} s", p.trial_s)),
+            ("int8 agrees", format!("on {} with its float self", percent(p.agreement_min))),
             ("may lose", format!("{} on clean data", percent(p.clean_loss_max))),
             ("must win", format!("{} under drift", percent(p.drift_gain_min))),
         ])

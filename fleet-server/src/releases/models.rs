@@ -22,6 +22,7 @@ pub fn default_policy() -> Policy {
             .map(|(percent, soak_s)| Wave { percent, soak_s })
             .into(),
         trial_s: 600,
+        agreement_min: 0.98,
         clean_loss_max: 0.01,
         drift_gain_min: 0.02,
     }
@@ -30,6 +31,9 @@ pub fn default_policy() -> Policy {
 pub fn check(policy: &Policy) -> Result<()> {
     waves::check(&policy.waves).map_err(|rule| Problem::invalid(format!("waves: {rule}")))?;
     check_trial(policy.trial_s)?;
+    if !(0.0..=1.0).contains(&policy.agreement_min) {
+        return Err(Problem::invalid(format!("agreement_min {} is not in [0, 1]", policy.agreement_min)));
+    }
     if !(0.0..=1.0).contains(&policy.clean_loss_max) {
         return Err(Problem::invalid(format!("clean_loss_max {} is not in [0, 1]", policy.clean_loss_max)));
     }

@@ -29,8 +29,6 @@ const NOT_TRAINABLE: &str = "('camera_dead', 'defect_rate')";
 const DRIFTED: &str = "('suspect', 'alarm', 'cooldown')";
 /// Unlabelled images that show how drifted devices see now, the newest.
 const UNLABELLED_MAX: i64 = 400;
-/// Int8 against float: under this a quantisation is broken, whatever else it wins.
-const AGREEMENT_MIN: f64 = 0.98;
 
 /// Starts a run of each model whose policy asks for one. Returns the ids.
 pub async fn by_policy(app: &App) -> Result<Vec<String>> {
@@ -199,7 +197,7 @@ pub async fn spec(app: &App, run: &Stored) -> Result<JobSpec> {
         seed: u64::from_be_bytes(seed) >> 11,
         recipe: Recipe::default(),
         gate: Gate {
-            agreement_min: AGREEMENT_MIN,
+            agreement_min: model.policy.agreement_min,
             clean_loss_max: model.policy.clean_loss_max,
             drift_gain_min: model.policy.drift_gain_min,
         },

@@ -18,6 +18,10 @@ pub struct Plan {
     /// Labels that the inspector gives.
     pub labels: usize,
     pub trial_s: u32,
+    /// The gates of a release. A flip of one image in a small set weighs more than what they tell apart.
+    pub agreement_min: f64,
+    pub clean_loss_max: f64,
+    pub drift_gain_min: f64,
     /// Of the canary wave.
     pub soak_s: u32,
     /// Passed on to `andon-trainer fit`.
@@ -36,6 +40,9 @@ impl Plan {
         upload_bytes_per_hour: 120_000_000,
         labels: 100,
         trial_s: 5,
+        agreement_min: 0.98,
+        clean_loss_max: 0.01,
+        drift_gain_min: 0.02,
         soak_s: 5,
         fit: &[],
     };
@@ -46,10 +53,13 @@ impl Plan {
         golden: 40,
         stream: 60,
         frames_per_second: 6.0,
-        labels: 24,
+        labels: 40,
         trial_s: 2,
+        agreement_min: 0.93,
+        clean_loss_max: 0.1,
+        drift_gain_min: 0.0,
         soak_s: 1,
-        fit: &["--quick"],
+        fit: &["--quick", "--agreement-min", "0.93"],
         ..Plan::FULL
     };
 }

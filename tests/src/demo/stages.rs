@@ -201,7 +201,11 @@ impl Stages {
         let tar = dataset::tar_of_folder(&self.dataset_dir())?;
         let _: ServerDataSet = api.post_tar(&format!("/datasets?model={}", self.plan.model), tar).await?;
         let (labels, trial_s, soak_s) = (self.plan.labels as u32, self.plan.trial_s, self.plan.soak_s);
+        let plan = &self.plan;
         let policy = |policy: &mut Policy| {
+            policy.agreement_min = plan.agreement_min;
+            policy.clean_loss_max = plan.clean_loss_max;
+            policy.drift_gain_min = plan.drift_gain_min;
             policy.retrain_labels_min = labels;
             policy.auto_rollout = true;
             policy.waves = vec![Wave { percent: 34, soak_s }, Wave { percent: 100, soak_s: 0 }];
