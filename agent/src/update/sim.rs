@@ -457,6 +457,31 @@ fn assert_tidy(world: &World, state: &State, what: &str) {
     assert_eq!(list("staging"), Vec::<String>::new(), "{what}");
 }
 
+/// Faults 28, 29: a new root takes the online keys away from a thief who had raised all versions, and a fault
+/// strikes anywhere in the recovery.
+#[test]
+fn a_change_of_keys_survives_a_fault_at_any_call() {
+    let (old, new) = (Signers::new(1), Signers { online: Signers::new(100).online, ..Signers::new(1) });
+    let base = World::new(3);
+    *base.repository.lock().unwrap() = Repository::new(&old, 1000, 3, NOW_MS + DAY_MS);
+    assert_eq!(base.run(&[desired(1, Some(1))]), Some(1));
+    let mut root = new.root();
+    root.header.version = 2;
+    let mut honest = Repository::new(&new, 7, 3, NOW_MS + DAY_MS);
+    honest.metadata.insert("2.root.json".into(), sign(&root, &[old.root.clone()]).unwrap());
+    *base.repository.lock().unwrap() = honest;
+    let rehearsal = base.fork();
+    assert_eq!(rehearsal.run(&[desired(2, Some(2))]), Some(2));
+    // The metadata is refreshed first; what comes after it is the same as without a change of keys.
+    for call in 1..=rehearsal.disk.calls().min(120) {
+        for (seed, fault) in [(1, Fault::Kill), (2, Fault::Cut), (3, Fault::Cut), (4, Fault::Cut)] {
+            let world = base.fork();
+            world.disk.inject(call, fault);
+            check_convergence(&world, seed + call, &format!("{fault:?} at call {call}, seed {seed}"));
+        }
+    }
+}
+
 /// Faults 20, 21: the release takes the process with it, at every start.
 #[test]
 fn a_crash_loop_rolls_back_at_start_up_and_is_not_tried_again() {
