@@ -83,7 +83,10 @@ fn main() -> anyhow::Result<()> {
 fn init_log(json: bool) {
     let filter = EnvFilter::try_from_env("ANDON_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,rmqtt=warn,rmqtt_net=error,sqlx=warn"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A file or the journal wants no colours.
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     if json { builder.json().init() } else { builder.init() }
 }
 
