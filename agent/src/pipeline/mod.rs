@@ -13,11 +13,15 @@
 
 mod beside;
 mod engine;
+#[cfg(test)]
+pub(crate) mod fake;
 mod frames;
 mod health;
 mod mailbox;
 mod release;
 mod state_file;
+#[cfg(test)]
+mod tests;
 
 use std::{
     path::PathBuf,
