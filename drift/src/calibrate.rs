@@ -24,6 +24,14 @@ const RUNS: usize = 75;
 const RUN_FRAMES: usize = 5000;
 /// `√2 / 2`.
 const OFFSET_KEPT: f32 = std::f32::consts::FRAC_1_SQRT_2;
+/// No offset is more than this: where the halves of a short stretch of a line differ by more, that is the shortness,
+/// and thresholds above such a drift would see nothing at all.
+const OFFSET_MAX: f32 = 0.5;
+/// Thresholds are raised by this where the reference is too short a stretch for its tail to be known.
+const MARGIN_OF_SHORT: f32 = 1.25;
+/// … but CUSUM thresholds never above this, which a change of two standard deviations takes a minute of frames to
+/// reach: better a watch that promises less than one that sees nothing.
+const THRESHOLD_MAX_OF_SHORT: f32 = 60.0;
 /// The ladder's steps: from this many frames on, each twice the one before.
 const STEP_FIRST: f64 = 1000.0;
 const STEPS: usize = 14;
@@ -32,17 +40,46 @@ const ALARMS_MIN: usize = 16;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Design {
-    pub(crate) block: usize,
+    pub(crate) blocks: Blocks,
     pub(crate) components: usize,
     pub(crate) slacks: Slacks,
     pub(crate) seed: u64,
+}
+
+/// How long the blocks of each kind of score are. Too short and the streams forget that frames depend on each other;
+/// too long and they repeat the few stretches that the reference holds, and miss what a longer line brings.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocks {
+    pub(crate) stats: usize,
+    pub(crate) embedding: usize,
+    pub(crate) prediction: usize,
+}
+
+impl Blocks {
+    pub(crate) fn longest(self) -> usize {
+        self.stats.max(self.embedding).max(self.prediction)
+    }
+}
+
+/// A walk through the pool that jumps at the end of each block.
+struct Walk {
+    block: usize,
+    at: usize,
+}
+
+impl Walk {
+    fn step(&mut self, frame: usize, pool: usize, rng: &mut StdRng) -> usize {
+        let jumps = frame.is_multiple_of(self.block);
+        self.at = if jumps { rng.random_range(0..pool) } else { (self.at + 1) % pool };
+        self.at
+    }
 }
 
 pub(crate) fn calibrate(frames: &[&FrameFeatures], design: &Design) -> Vec<Ladder> {
     let mut rng = StdRng::seed_from_u64(design.seed ^ 0x5eed_ca1b);
     let mut fits = Vec::new();
     for _ in 0..SPLITS {
-        let (a, b) = halves(frames, design.block, &mut rng);
+        let (a, b) = halves(frames, design.blocks.longest(), &mut rng);
         for (fitted, held_out) in [(&a, &b), (&b, &a)] {
             let scorer = fit_scorer(fitted, design.components, rng.random());
             let mut pool: Vec<Scores> = vec![Scores::default(); held_out.len()];
@@ -57,6 +94,14 @@ pub(crate) fn calibrate(frames: &[&FrameFeatures], design: &Design) -> Vec<Ladde
         Ladder { steps: if watched { steps(&passages) } else { Vec::new() } }
     });
     charts.into()
+}
+
+/// What is made of thresholds where the reference is too short a stretch of a line to read them off.
+pub(crate) fn bound_short(ladders: &mut [Ladder]) {
+    for (ladder, chart) in ladders.iter_mut().zip(Chart::ALL) {
+        let max = if chart == Chart::Embedding { f32::INFINITY } else { THRESHOLD_MAX_OF_SHORT };
+        ladder.steps.iter_mut().for_each(|step| step.threshold = (step.threshold * MARGIN_OF_SHORT).min(max));
+    }
 }
 
 /// Whole blocks to one side or the other, each side in its old order.
@@ -86,7 +131,10 @@ fn shrink_offsets(pool: &mut [Scores]) {
             means.iter_mut().zip(part(scores)).for_each(|(m, v)| *m += *v / n);
         }
         for scores in pool.iter_mut() {
-            part(scores).iter_mut().zip(&means).for_each(|(v, m)| *v -= (1.0 - OFFSET_KEPT) * m);
+            part(scores)
+                .iter_mut()
+                .zip(&means)
+                .for_each(|(v, m)| *v -= m - (OFFSET_KEPT * m).clamp(-OFFSET_MAX, OFFSET_MAX));
         }
     }
 }
@@ -102,14 +150,12 @@ fn simulate(pool: &[Scores], design: &Design, rng: &mut StdRng) -> [Vec<Passages
     for _ in 0..RUNS {
         let mut bank = Bank::new(design.slacks, STATS, widths.0, widths.1);
         let mut records: [Passages; Chart::COUNT] = Default::default();
-        let mut at = 0;
+        let Blocks { stats, embedding, prediction } = design.blocks;
+        let mut walks = [stats, embedding, prediction].map(|block| Walk { block, at: 0 });
         for frame in 0..RUN_FRAMES {
-            at = if frame % design.block == 0 {
-                rng.random_range(0..pool.len())
-            } else {
-                (at + 1) % pool.len()
-            };
-            let values = bank.push(&pool[at], &caps);
+            let [stats, embedding, prediction] =
+                walks.each_mut().map(|walk| &pool[walk.step(frame, pool.len(), rng)]);
+            let values = bank.push(&stats.stats, &embedding.embedding, &prediction.prediction, &caps);
             for (records, value) in records.iter_mut().zip(values) {
                 if records.last().is_none_or(|(_, highest)| value > *highest) {
                     records.push((frame as u32 + 1, value));

@@ -130,12 +130,18 @@ impl Bank {
         }
     }
 
-    pub(crate) fn push(&mut self, scores: &Scores, caps: &[f32; Chart::COUNT]) -> [f32; Chart::COUNT] {
+    pub(crate) fn push(
+        &mut self,
+        stats: &[f32],
+        embedding: &[f32],
+        prediction: &[f32],
+        caps: &[f32; Chart::COUNT],
+    ) -> [f32; Chart::COUNT] {
         [
-            self.slow.push(&scores.stats, caps[0]),
-            self.fast.push(&scores.stats, caps[1]),
-            self.embedding.push(&scores.embedding),
-            self.prediction.push(&scores.prediction, caps[3]),
+            self.slow.push(stats, caps[Chart::StatsSlow as usize]),
+            self.fast.push(stats, caps[Chart::StatsFast as usize]),
+            self.embedding.push(embedding),
+            self.prediction.push(prediction, caps[Chart::Prediction as usize]),
         ]
     }
 

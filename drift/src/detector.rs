@@ -277,11 +277,11 @@ impl Detector {
     }
 
     fn watch(&mut self, features: &FrameFeatures) -> Option<Alarm> {
-        let centred = self.live.centre.features(features);
-        self.scorer.score(centred.as_ref().unwrap_or(features), &mut self.scores);
-        self.live.centre.scores(&mut self.scores);
+        self.scorer.score(features, &mut self.scores);
+        self.live.centre.apply(features, &mut self.scores);
         let caps = self.thresholds.map(|h| 2.0 * h);
-        let values = self.live.bank.push(&self.scores, &caps);
+        let values =
+            self.live.bank.push(&self.scores.stats, &self.scores.embedding, &self.scores.prediction, &caps);
         let fires: [bool; Chart::COUNT] = std::array::from_fn(|i| values[i] >= self.thresholds[i]);
         let is_new = (0..Chart::COUNT).any(|i| fires[i] && !self.live.fired[i]);
         self.live.fired.iter_mut().zip(fires).for_each(|(fired, now)| *fired |= now);

@@ -2,7 +2,7 @@
 
 use crate::{
     FrameFeatures,
-    calibrate::{Design, calibrate},
+    calibrate::{Blocks, Design, bound_short, calibrate},
     charts::{Scores, Slacks},
     entropy,
     pca::Whitening,
@@ -41,23 +41,33 @@ impl Reference {
     pub fn fit(frames: &[FrameFeatures], options: &FitOptions) -> Result<Self, FitError> {
         check(frames)?;
         let everything: Vec<&FrameFeatures> = frames.iter().collect();
-        let tau = correlation_time(&stat_series(&everything));
-        let units = frames.len() as f32 / tau;
-        let block = ((5.0 * (tau - 1.0)).ceil() as usize).clamp(1, (frames.len() / 16).max(1));
-        let components = components(&everything, units);
+        let of_stats = correlation_time(&series(&everything, 0, options.seed, |s| &s.stats));
+        let of_predictions = correlation_time(&series(&everything, 0, options.seed, |s| &s.prediction));
+        let components = components(&everything, frames.len() as f32 / of_stats);
+        let of_embedding = correlation_time(&series(&everything, components, options.seed, |s| &s.embedding));
+        let block = |tau: f32| ((5.0 * (tau - 1.0)).ceil() as usize).clamp(1, (frames.len() / 16).max(1));
+        let blocks = Blocks {
+            stats: block(of_stats),
+            embedding: block(of_embedding),
+            prediction: block(of_predictions),
+        };
+        let units = frames.len() as f32 / of_stats.max(of_embedding).max(of_predictions);
         // The reference's own error is a shift that lasts; a slack below it would climb for ever.
         let slack = 0.25 + 1.5 / units.sqrt();
         let slacks = Slacks { slow: slack.min(1.0), fast: 1.0, prediction: slack.min(1.0) };
 
         let scorer = fit_scorer(&everything, components, options.seed);
         let components = scorer.whitening.as_ref().map_or(0, Whitening::k);
-        let design = Design { block, components, slacks, seed: options.seed };
-        let ladders = calibrate(&everything, &design);
+        let design = Design { blocks, components, slacks, seed: options.seed };
+        let mut ladders = calibrate(&everything, &design);
+        if units < Self::UNITS_ASSURED {
+            bound_short(&mut ladders);
+        }
         Ok(Self {
             schema: Self::schema(),
             frames: frames.len() as u32,
             units,
-            block: block as u32,
+            block: blocks.longest() as u32,
             labels: frames[0].scores.len() as u32,
             stats: scorer.stats,
             moments: moments(&everything),
@@ -133,14 +143,20 @@ pub(crate) fn fit_scorer(frames: &[&FrameFeatures], components: usize, seed: u64
     }
 }
 
-/// Normal scores of the six statistics, one series each.
-fn stat_series(frames: &[&FrameFeatures]) -> Vec<Vec<f32>> {
-    let scorer = fit_scorer(frames, 0, 0);
-    let mut series = vec![Vec::with_capacity(frames.len()); STATS];
+/// The frames' scores of one kind, one series for each score.
+fn series(
+    frames: &[&FrameFeatures],
+    components: usize,
+    seed: u64,
+    kind: impl Fn(&Scores) -> &Vec<f32>,
+) -> Vec<Vec<f32>> {
+    let scorer = fit_scorer(frames, components, seed);
+    let mut series = Vec::new();
     let mut scores = Scores::default();
     for frame in frames {
         scorer.score(frame, &mut scores);
-        series.iter_mut().zip(&scores.stats).for_each(|(s, z)| s.push(*z));
+        series.resize(kind(&scores).len(), Vec::new());
+        series.iter_mut().zip(kind(&scores)).for_each(|(s, z)| s.push(*z));
     }
     series
 }
@@ -154,7 +170,8 @@ fn correlation_time(series: &[Vec<f32>]) -> f32 {
         let centred: Vec<f32> = values.iter().map(|v| v - mean).collect();
         let at = |lag: usize| centred.iter().zip(&centred[lag..]).map(|(a, b)| a * b).sum::<f32>();
         let variance = at(0);
-        if variance <= 0.0 {
+        // A class that is never seen has one score throughout; what is left of it after the mean is rounding.
+        if variance <= 1e-6 * n as f32 {
             return 1.0;
         }
         let noise = 2.0 / (n as f32).sqrt();

@@ -8,7 +8,7 @@ use crate::{
     detector::{DetectorOptions, Start},
     rank::Quantiles,
     reference::{Moments, Reference, signature_of},
-    stats::{CLIPPED, STATS},
+    stats::STATS,
 };
 
 /// Independent frames that the knowledge of the fleet is worth against a device's own: with as many own frames the
@@ -32,8 +32,8 @@ pub(crate) struct Learning {
     pub(crate) signature: Vec<Sums>,
     pub(crate) embedding: Vec<Sums>,
     pub(crate) prediction: Vec<Sums>,
-    /// Scores of the share of clipped pixels.
-    pub(crate) clipped: Sums,
+    /// Scores of the statistics.
+    pub(crate) ranks: Vec<Sums>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -55,15 +55,15 @@ impl From<Sums> for (f64, f64) {
     }
 }
 
-impl From<(f32, f32, f32)> for Shift {
-    fn from((from, to, scale): (f32, f32, f32)) -> Self {
-        Self { from, to, scale }
+impl From<(f32, f32)> for Shift {
+    fn from((from, scale): (f32, f32)) -> Self {
+        Self { from, scale }
     }
 }
 
-impl From<Shift> for (f32, f32, f32) {
+impl From<Shift> for (f32, f32) {
     fn from(shift: Shift) -> Self {
-        (shift.from, shift.to, shift.scale)
+        (shift.from, shift.scale)
     }
 }
 
@@ -83,69 +83,68 @@ impl Sums {
     }
 }
 
-/// Where a device's good frames lie in the reference's terms: `(value - offset) * scale`.
+/// Where a device's good frames lie in the reference's terms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Centre {
-    /// `None`: the device is taken as the fleet's mean.
-    pub(crate) stats: Option<Vec<Shift>>,
+    /// Offsets of the statistics' scores. Of the scores and not of the values, since a statistic that most frames
+    /// share (no pixel clipped) would be out of the ordinary for ever if it were moved by a hair.
+    pub(crate) ranks: Vec<f32>,
+    /// The device's own mean and deviation of each statistic, where it is so far from the fleet that the fleet's
+    /// ranks say nothing about it.
+    pub(crate) own: Option<Vec<Moments>>,
     pub(crate) embedding: Vec<Shift>,
     pub(crate) prediction: Vec<f32>,
-    /// Offset of the score of the share of clipped pixels. Most pictures have the same share, none: moved by a hair
-    /// in its own units it would be out of the ordinary for ever.
-    pub(crate) clipped: f32,
     /// What of the signature's change is the device's own, in standard deviations.
     pub(crate) change: [f32; STATS + 2],
 }
 
-/// `from` is mapped to `to`, distances are multiplied with `scale`.
+/// `(value - from) * scale`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(from = "(f32, f32, f32)", into = "(f32, f32, f32)")]
+#[serde(from = "(f32, f32)", into = "(f32, f32)")]
 pub(crate) struct Shift {
     pub(crate) from: f32,
-    pub(crate) to: f32,
     pub(crate) scale: f32,
 }
 
 impl Shift {
-    const NONE: Shift = Shift { from: 0.0, to: 0.0, scale: 1.0 };
+    const NONE: Shift = Shift { from: 0.0, scale: 1.0 };
 
     fn apply(&self, value: f32) -> f32 {
-        (value - self.from) * self.scale + self.to
+        (value - self.from) * self.scale
     }
 
     pub(crate) fn is_sound(&self) -> bool {
-        [self.from, self.to, self.scale].iter().all(|v| v.is_finite()) && (0.1..=10.0).contains(&self.scale)
+        self.from.is_finite() && (0.1..=10.0).contains(&self.scale)
     }
 }
 
 impl Centre {
     pub(crate) fn none(components: usize, predictions: usize) -> Self {
         Self {
-            stats: None,
+            ranks: vec![0.0; STATS],
+            own: None,
             embedding: vec![Shift::NONE; components],
             prediction: vec![0.0; predictions],
-            clipped: 0.0,
             change: [0.0; STATS + 2],
         }
     }
 
-    /// The frame as a device in the middle of the fleet would have seen it; `None` if there is nothing to change.
-    pub(crate) fn features(&self, features: &FrameFeatures) -> Option<FrameFeatures> {
-        let shifts = self.stats.as_ref()?;
-        let mut centred = features.clone();
-        centred.stats.iter_mut().zip(shifts).for_each(|(value, shift)| *value = shift.apply(*value));
-        Some(centred)
-    }
-
-    pub(crate) fn scores(&self, scores: &mut Scores) {
+    /// Scores of a frame, as those of a device in the middle of the fleet.
+    pub(crate) fn apply(&self, features: &FrameFeatures, scores: &mut Scores) {
+        let clip = |z: f32| z.clamp(-Quantiles::CLIP, Quantiles::CLIP);
+        match &self.own {
+            Some(own) => {
+                let own = own.iter().zip(features.stats);
+                scores
+                    .stats
+                    .iter_mut()
+                    .zip(own)
+                    .for_each(|(z, (m, value))| *z = clip((value - m.mean) / m.sd));
+            }
+            None => scores.stats.iter_mut().zip(&self.ranks).for_each(|(z, offset)| *z = clip(*z - offset)),
+        }
         scores.embedding.iter_mut().zip(&self.embedding).for_each(|(u, shift)| *u = shift.apply(*u));
-        let clip = Quantiles::CLIP;
-        if let Some(z) = scores.stats.get_mut(CLIPPED) {
-            *z = (*z - self.clipped).clamp(-clip, clip);
-        }
-        for (z, offset) in scores.prediction.iter_mut().zip(&self.prediction) {
-            *z = (*z - offset).clamp(-clip, clip);
-        }
+        scores.prediction.iter_mut().zip(&self.prediction).for_each(|(z, offset)| *z = clip(*z - offset));
     }
 }
 
@@ -162,7 +161,7 @@ impl Learning {
             signature: vec![Sums::default(); STATS + 2],
             embedding: vec![Sums::default(); components],
             prediction: vec![Sums::default(); reference.predictions()],
-            clipped: Sums::default(),
+            ranks: vec![Sums::default(); STATS],
         }
     }
 
@@ -175,7 +174,7 @@ impl Learning {
         self.signature.iter_mut().zip(signature_of(&features.stats)).for_each(|(s, v)| s.push(v));
         self.embedding.iter_mut().zip(&scores.embedding).for_each(|(s, v)| s.push(*v));
         self.prediction.iter_mut().zip(&scores.prediction).for_each(|(s, v)| s.push(*v));
-        self.clipped.push(scores.stats[CLIPPED]);
+        self.ranks.iter_mut().zip(&scores.stats).for_each(|(s, v)| s.push(*v));
     }
 
     /// Independent frames that the wanted ones are worth.
@@ -215,31 +214,22 @@ impl Learning {
         if !self.answered && change[..STATS].iter().any(|c| c.abs() > distance_max) {
             return Err(change);
         }
-        let scale = |own: f32, expected: f32| {
-            if self.answered { (expected / own.max(1e-6)).clamp(1.0 / 3.0, 3.0) } else { 1.0 }
-        };
-        let stats = self.signature.iter().zip(moments).take(STATS).enumerate().map(|(i, (sums, moments))| {
-            if i == CLIPPED {
-                return Shift::NONE;
-            }
-            let own = moments.mean + trust * (sums.mean(n) - moments.mean);
-            Shift { from: own, to: moments.mean, scale: scale(sums.sd(n), moments.sd) }
+        let own = self.signature.iter().zip(moments).take(STATS).map(|(sums, moments)| {
+            // A device is never taken for much steadier than the fleet on so few frames.
+            Moments { mean: sums.mean(n), sd: sums.sd(n).max(moments.sd / 3.0) }
         });
+        let scale = |sd: f32| if self.answered { (1.0 / sd.max(1e-6)).clamp(1.0 / 3.0, 3.0) } else { 1.0 };
         let embedding = self.embedding.iter().map(|sums| {
             let bound = Mewma::CLIP;
-            Shift {
-                from: (trust * sums.mean(n)).clamp(-bound, bound),
-                to: 0.0,
-                scale: scale(sums.sd(n), 1.0),
-            }
+            Shift { from: (trust * sums.mean(n)).clamp(-bound, bound), scale: scale(sums.sd(n)) }
         });
         // Class rates belong to the product, not to the device; only a new release for a new look moves them.
         let follow = if self.answered { 1.0 } else { 0.0 };
         Ok(Centre {
-            stats: Some(stats.collect()),
+            ranks: self.ranks.iter().map(|sums| trust * sums.mean(n)).collect(),
+            own: self.answered.then(|| own.collect()),
             embedding: embedding.collect(),
             prediction: self.prediction.iter().map(|sums| follow * sums.mean(n)).collect(),
-            clipped: follow * self.clipped.mean(n),
             change: change.map(|c| trust * c),
         })
     }

@@ -74,15 +74,18 @@ fn misfit(live: &Live, fresh: &Live) -> Option<&'static str> {
         return Some("a chart that is not finite");
     }
     let (a, b) = (&live.centre, &fresh.centre);
-    let stats = a.stats.iter().flatten();
-    if a.stats.as_ref().is_some_and(|s| s.len() != STATS)
+    if a.ranks.len() != STATS
+        || a.own.as_ref().is_some_and(|own| own.len() != STATS)
         || a.embedding.len() != b.embedding.len()
         || a.prediction.len() != b.prediction.len()
     {
         return Some("another number of centres");
     }
-    let shifts = stats.chain(&a.embedding).all(crate::learning::Shift::is_sound);
-    if !shifts || !a.prediction.iter().chain(&a.change).chain([&a.clipped]).all(|v| v.is_finite()) {
+    let own = a.own.iter().flatten().all(|m| m.mean.is_finite() && m.sd.is_finite() && m.sd > 0.0);
+    if !own
+        || !a.embedding.iter().all(crate::learning::Shift::is_sound)
+        || !a.prediction.iter().chain(&a.change).chain(&a.ranks).all(|v| v.is_finite())
+    {
         return Some("a centre that is not finite");
     }
     if live.inquiry.as_ref().is_some_and(|i| i.frames > crate::attribution::FRAMES_MAX || !finite(&i.sums)) {
@@ -109,5 +112,6 @@ fn learning_fits(learning: &Learning, fresh: &Live) -> bool {
         && learning.signature.len() == expected.signature.len()
         && learning.embedding.len() == expected.embedding.len()
         && learning.prediction.len() == expected.prediction.len()
-        && sums().chain([&learning.clipped]).all(|s| s.sum.is_finite() && s.squares.is_finite())
+        && learning.ranks.len() == expected.ranks.len()
+        && sums().chain(&learning.ranks).all(|s| s.sum.is_finite() && s.squares.is_finite())
 }

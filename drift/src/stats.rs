@@ -11,7 +11,6 @@ pub(crate) const LOG_SD: usize = 1;
 pub(crate) const LOG_SHARPNESS: usize = 2;
 pub(crate) const LOG_NOISE: usize = 3;
 pub(crate) const LOG_EDGE: usize = 4;
-pub(crate) const CLIPPED: usize = 5;
 
 /// A grey plane, row by row.
 #[derive(Debug, Clone, Copy)]

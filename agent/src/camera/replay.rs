@@ -175,3 +175,119 @@ fn check_count(names: Vec<String>) -> Result<Vec<String>, String> {
         n => Err(format!("{n} files, allowed are {FILES_MAX}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{camera::degrade::Kind, clock::ManualClock};
+
+    fn folder(names: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (i, name) in names.iter().enumerate() {
+            let path = dir.path().join(name);
+            let shade = 100 + i as u8;
+            image::GrayImage::from_pixel(16, 16, image::Luma([shade])).save(&path).unwrap();
+        }
+        dir
+    }
+
+    fn config(dir: &tempfile::TempDir) -> Config {
+        Config { folder: dir.path().to_owned(), frames_per_second: 10_000.0, only: None, degrade: None }
+    }
+
+    fn next(replay: &mut Replay) -> Result<Frame, CameraError> {
+        replay.next_frame(Duration::from_secs(1)).map(|frame| frame.expect("due within a second"))
+    }
+
+    fn replay(config: &Config) -> Result<Replay, String> {
+        Replay::open(config, Arc::new(crate::clock::SystemClock::new())).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn plays_in_name_order_for_ever_and_worsens_from_a_frame_on() {
+        let dir = folder(&["b.png", "a.png", "c.png"]);
+        std::fs::write(dir.path().join("notes.txt"), "no image").unwrap();
+        let degrade = degrade::Config { kind: Kind::Gamma, value: 2.0, from_frame: 4 };
+        let mut replay = replay(&Config { degrade: Some(degrade), ..config(&dir) }).unwrap();
+        assert_eq!(replay.len(), 3);
+        let frames: Vec<Frame> = (0..6).map(|_| next(&mut replay).unwrap()).collect();
+        let names: Vec<&str> = frames.iter().map(|f| f.source.as_str()).collect();
+        assert_eq!(names, ["a.png", "b.png", "c.png", "a.png", "b.png", "c.png"]);
+        let worse: Vec<bool> = frames.iter().map(|f| f.degraded).collect();
+        assert_eq!(worse, [false, false, false, false, true, true]);
+        assert_eq!((frames[1].image.pixels()[0], frames[4].image.pixels()[0]), (100, 39));
+        // The file is the picture only while nothing was done to it.
+        let file = frames[1].file.as_ref().unwrap();
+        assert_eq!(file.content_type, "image/png");
+        assert_eq!(file.bytes, std::fs::read(dir.path().join("b.png")).unwrap());
+        assert!(frames[4].file.is_none());
+    }
+
+    #[test]
+    fn a_list_says_what_is_played_and_in_which_order() {
+        let dir = folder(&["a.png", "b.png", "c.png"]);
+        let list = dir.path().join("list.txt");
+        std::fs::write(&list, "c.png\n\n a.png \n").unwrap();
+        let listed = Config { only: Some(list.clone()), ..config(&dir) };
+        let mut plays = replay(&listed).unwrap();
+        let names: Vec<String> = (0..3).map(|_| next(&mut plays).unwrap().source).collect();
+        assert_eq!(names, ["c.png", "a.png", "c.png"]);
+        for (text, told) in [
+            ("d.png", "d.png"),
+            ("../a.png", "line 1"),
+            ("a.png\n/etc/passwd", "line 2"),
+            ("", "names no PNG"),
+        ] {
+            std::fs::write(&list, text).unwrap();
+            let error = replay(&listed).err().unwrap();
+            assert!(error.contains(told), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_file_is_one_frames_fault() {
+        let dir = folder(&["a.png", "c.png"]);
+        std::fs::write(dir.path().join("b.png"), b"\x89PNG and then nothing").unwrap();
+        let mut replay = replay(&config(&dir)).unwrap();
+        assert!(next(&mut replay).is_ok());
+        let error = next(&mut replay).unwrap_err().to_string();
+        assert!(error.contains("b.png"), "{error}");
+        std::fs::remove_file(dir.path().join("c.png")).unwrap();
+        assert!(matches!(next(&mut replay), Err(CameraError::Read { .. })));
+        assert_eq!(next(&mut replay).unwrap().source, "a.png");
+    }
+
+    #[test]
+    fn bad_configurations_are_refused() {
+        let dir = folder(&["a.png"]);
+        let bad = |change: &dyn Fn(&mut Config)| {
+            let mut config = config(&dir);
+            change(&mut config);
+            replay(&config).is_err()
+        };
+        assert!(bad(&|c| c.frames_per_second = 0.0) && bad(&|c| c.frames_per_second = f64::NAN));
+        assert!(bad(&|c| c.folder = "/no/such/folder".into()));
+        assert!(bad(
+            &|c| c.degrade = Some(degrade::Config { kind: Kind::Defocus, value: -1.0, from_frame: 0 })
+        ));
+        assert!(
+            replay(&Config { folder: tempfile::tempdir().unwrap().path().to_owned(), ..config(&dir) })
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn the_rate_is_kept_by_the_clock() {
+        let dir = folder(&["a.png", "b.png"]);
+        let clock = Arc::new(ManualClock::at(0));
+        let slow = Config { frames_per_second: 2.0, ..config(&dir) };
+        let mut replay = Replay::open(&slow, clock.clone()).unwrap();
+        let mut frame = || replay.next_frame(Duration::ZERO).unwrap().map(|f| f.source);
+        assert_eq!(frame().as_deref(), Some("a.png"));
+        assert_eq!(frame(), None);
+        clock.advance(Duration::from_millis(499));
+        assert_eq!(frame(), None);
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(frame().as_deref(), Some("b.png"));
+    }
+}

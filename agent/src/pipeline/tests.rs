@@ -59,7 +59,8 @@ impl Rig {
         let (sink, output) = (Arc::new(Kept::default()), Collected::default());
         let lines = Arc::clone(&output.0);
         let pipeline =
-            Pipeline::start(config, Box::new(camera), Box::new(output), Arc::clone(&sink) as _, clock).unwrap();
+            Pipeline::start(config, Box::new(camera), Box::new(output), Arc::clone(&sink) as _, clock)
+                .unwrap();
         Self { pipeline, sink, lines }
     }
 
@@ -98,9 +99,8 @@ fn every_frame_gets_exactly_one_verdict() {
         count.fetch_add(1, Ordering::SeqCst);
         Ok(good(image))
     }));
-    let health = eventually("300 frames counted", || {
-        Some(rig.pipeline.health()).filter(|h| h.total.frames == 300)
-    });
+    let health =
+        eventually("300 frames counted", || Some(rig.pipeline.health()).filter(|h| h.total.frames == 300));
     assert!(health.alive);
     assert_eq!(health.total.judged(), u64::from(seen.load(Ordering::SeqCst)));
     assert_eq!(health.total.judged() + health.total.dropped, 300);
@@ -117,7 +117,10 @@ fn every_frame_gets_exactly_one_verdict() {
         dropped += window.frames_dropped;
         judged += window.class_counts.iter().sum::<u32>();
     }
-    assert_eq!((frames, u64::from(dropped), u64::from(judged)), (300, health.total.dropped, health.total.judged()));
+    assert_eq!(
+        (frames, u64::from(dropped), u64::from(judged)),
+        (300, health.total.dropped, health.total.judged())
+    );
 }
 
 #[test]
@@ -173,7 +176,8 @@ fn a_new_release_frees_from_an_engine_that_hangs_for_ever() {
 fn an_answer_after_the_deadline_is_none() {
     let clock = Arc::new(ManualClock::at(1_000));
     let frames = VecDeque::from([Ok(noise_frame(1, 64)), Ok(noise_frame(2, 64))]);
-    let rig = Rig::start(Config { deadline: Duration::from_secs(5), ..config() }, Script(frames), clock.clone());
+    let rig =
+        Rig::start(Config { deadline: Duration::from_secs(5), ..config() }, Script(frames), clock.clone());
     let mut late = true;
     rig.pipeline.install(release(1, move |image| {
         let by = if std::mem::take(&mut late) { 6 } else { 1 };
@@ -232,7 +236,11 @@ fn camera_faults_and_frozen_pictures_are_faults() {
     }
     feed.send(Ok(noise_frame(6, 64))).unwrap();
     assert_eq!(outcome(&rig.line(6)), PASS);
-    assert_eq!(rig.pipeline.health().since_install.release_faults, 0, "a camera's fault is not the release's");
+    assert_eq!(
+        rig.pipeline.health().since_install.release_faults,
+        0,
+        "a camera's fault is not the release's"
+    );
 }
 
 #[test]
@@ -317,7 +325,10 @@ fn drift_is_told_shown_and_survives_a_restart() {
     let health = eventually("armed", || {
         Some(rig.pipeline.health()).filter(|h| matches!(h.drift, DriftState::Armed | DriftState::Suspect))
     });
-    assert!(health.charts.iter().any(|c| c.name == "stats_fast") && health.charts.iter().any(|c| c.name == "gate"));
+    assert!(
+        health.charts.iter().any(|c| c.name == "stats_fast")
+            && health.charts.iter().any(|c| c.name == "gate")
+    );
     assert_eq!(rig.sink.events(), []);
 
     for i in 0..20 {
@@ -337,25 +348,34 @@ fn drift_is_told_shown_and_survives_a_restart() {
     eventually("the alarm goes on", || (rig.pipeline.health().drift == DriftState::Alarm).then_some(()));
     rig.pipeline.acknowledge_drift();
     eventually("acknowledged", || {
-        show(&rig, &feed, &mut number, noise_frame(number, 64));
+        let frame = noise_frame(number, 64);
+        show(&rig, &feed, &mut number, frame);
         rig.sink.events().contains(&Event::DriftCleared).then_some(())
     });
 }
 
 #[test]
 fn samples_reach_the_sink_with_their_content() {
-    let upload =
-        selection::Config { bytes_per_hour: 10_000_000, bytes_per_day: 10_000_000, period_s: 0.1, ..Default::default() };
+    let upload = selection::Config {
+        bytes_per_hour: 10_000_000_000,
+        bytes_per_day: 10_000_000_000,
+        period_s: 0.1,
+        ..Default::default()
+    };
     let (rig, feed) = Rig::fed(Config { upload, ..config() });
     rig.pipeline.install(release(1, |image| Ok(good(image))));
     let mut number = 0;
     let (manifest, content) = eventually("a sample", || {
-        show(&rig, &feed, &mut number, noise_frame(number, 64));
+        let frame = noise_frame(number, 64);
+        show(&rig, &feed, &mut number, frame);
         lock(&rig.sink.samples).pop()
     });
     assert_eq!((manifest.digest, manifest.size), (Digest::of(&content), content.len() as u64));
     assert_eq!(manifest.content_type, "image/jpeg");
-    assert!(andon_protocol::decode::<andon_protocol::sample::SampleManifest>(&andon_protocol::encode(&manifest)).is_ok());
+    assert!(
+        andon_protocol::decode::<andon_protocol::sample::SampleManifest>(&andon_protocol::encode(&manifest))
+            .is_ok()
+    );
     let image = Image::decode(&content, &Default::default()).unwrap();
     assert_eq!((image.width(), image.height(), image.channels()), (64, 64, 1));
     // Paused, nothing more comes.

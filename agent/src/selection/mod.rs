@@ -12,6 +12,8 @@
 mod budget;
 mod dhash;
 mod round;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -128,6 +130,8 @@ pub struct Selector {
     budget: Budget,
     period_end: Duration,
     alarmed: bool,
+    /// An alarm has begun: its rounds begin at the next look at the clock.
+    restart: bool,
     random: Reservoir<Candidate>,
     uncertain: Vec<Ranked<Candidate>>,
     novel: Ranked<Candidate>,
@@ -159,6 +163,7 @@ impl Selector {
             budget,
             period_end,
             alarmed: false,
+            restart: false,
             random: Reservoir::new(seed),
             uncertain: (0..=CLASSES_MAX).map(|_| Ranked::default()).collect(),
             novel: Ranked::default(),
@@ -190,6 +195,10 @@ impl Selector {
     pub fn new_release(&mut self) {
         self.novel_kept.clear();
         self.chosen.fill(0);
+        self.clear_rounds();
+    }
+
+    fn clear_rounds(&mut self) {
         self.random.clear();
         self.uncertain.iter_mut().for_each(Ranked::clear);
         self.novel.clear();
@@ -201,6 +210,13 @@ impl Selector {
         if self.paused {
             return;
         }
+        // What an alarm is about comes after it; what waited from before would only eat its bytes.
+        let alarmed = matches!(candidate.drift, DriftState::Suspect | DriftState::Alarm);
+        if alarmed && !self.alarmed {
+            self.clear_rounds();
+            self.restart = true;
+        }
+        self.alarmed = alarmed;
         let lists = CLASSES_MAX + 4;
         let room = (HELD_BYTES_MAX / candidate.picture.bytes_held().max(1) / lists).clamp(1, PICKS_MAX);
         self.random.offer(candidate, room);
@@ -212,12 +228,6 @@ impl Selector {
             let novelty = self.novelty(&candidate.projection);
             self.novel.offer(candidate, novelty, room);
         }
-        // What an alarm is about is worth most at once.
-        let alarmed = matches!(candidate.drift, DriftState::Suspect | DriftState::Alarm);
-        if alarmed && !self.alarmed {
-            self.period_end = Duration::ZERO;
-        }
-        self.alarmed = alarmed;
     }
 
     /// Squared distance to the nearest of those kept.
@@ -230,6 +240,9 @@ impl Selector {
 
     /// The samples of the period, if it is over.
     pub fn collect(&mut self, now: Duration) -> Vec<(SampleManifest, Vec<u8>)> {
+        if std::mem::take(&mut self.restart) {
+            self.period_end = now + period(&self.config) / 4;
+        }
         if now < self.period_end || self.paused {
             return Vec::new();
         }
