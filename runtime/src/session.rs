@@ -40,7 +40,7 @@ impl std::str::FromStr for EngineChoice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionOptions {
     pub engine: EngineChoice,
-    /// Upper bound; an engine may use fewer, and tract uses one.
+    /// Upper bound; the engines that there are use one.
     pub threads: usize,
     /// Refuses a network whose constants and largest set of live values are estimated to need more.
     pub memory_limit_bytes: u64,

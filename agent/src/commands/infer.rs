@@ -159,7 +159,80 @@ fn bare_spec(model: &Model, args: &InferArgs, classes: Option<usize>) -> anyhow:
 
 #[cfg(test)]
 mod tests {
+    use andon_runtime::onnx::{DataType, Dimension, GraphProto, ModelProto, NodeProto, ValueInfoProto};
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: InferArgs,
+    }
+
+    /// The mean of each channel as a score: a classifier that says which colour a picture is.
+    fn write_model(path: &Path, size: Option<usize>) {
+        let mut input = ValueInfoProto::new("pixels", DataType::Float, &[1, 3, 8, 8]);
+        let tensor = input.r#type.as_mut().and_then(|t| t.tensor_type.as_mut()).unwrap();
+        for dim in &mut tensor.shape.as_mut().unwrap().dim[2..] {
+            dim.value = size.map(|s| Dimension::Value(s as i64));
+        }
+        let graph = GraphProto {
+            name: "colours".into(),
+            node: vec![
+                NodeProto::new("GlobalAveragePool", "pool", ["pixels"], ["means"]),
+                NodeProto::new("Flatten", "flatten", ["means"], ["scores"]),
+            ],
+            input: vec![input],
+            output: vec![ValueInfoProto::new("scores", DataType::Float, &[1, 3])],
+            ..Default::default()
+        };
+        std::fs::write(path, ModelProto::new(graph, 17).to_bytes()).unwrap();
+    }
+
+    /// Class of a green picture, or the error.
+    fn judge(folder: &Path, options: &[&str]) -> Result<String, String> {
+        let image = folder.join("green.png");
+        image::RgbImage::from_pixel(16, 12, image::Rgb([10, 200, 30])).save(&image).unwrap();
+        let model = folder.join("model.onnx");
+        let fixed = ["infer", "--model", model.to_str().unwrap(), image.to_str().unwrap()];
+        let args = Line::try_parse_from(fixed.iter().chain(options)).map_err(|e| e.to_string())?.args;
+        let judged = classifier(&args).and_then(|(mut classifier, labels)| {
+            let judgement = classify(&mut classifier, &image)?;
+            Ok(labels.get(judgement.class).cloned().unwrap_or_else(|| judgement.class.to_string()))
+        });
+        judged.map_err(|e| format!("{e:#}"))
+    }
+
+    #[test]
+    fn any_classifier_with_an_image_input_is_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let labels = folder.path().join("labels.txt");
+        std::fs::write(&labels, "red\ngreen\nblue\n").unwrap();
+        let labels = labels.to_str().unwrap();
+        write_model(&folder.path().join("model.onnx"), Some(8));
+        assert_eq!(judge(folder.path(), &[]), Ok("1".into()));
+        assert_eq!(
+            judge(folder.path(), &["--labels", labels, "--mean", "0", "--std", "255"]),
+            Ok("green".into())
+        );
+        assert_eq!(judge(folder.path(), &["--mean=0,250,0", "--std", "1"]), Ok("2".into()));
+        let error = judge(folder.path(), &["--mean", "1,2"]).unwrap_err();
+        assert!(error.contains("mean and std need 3 values each"), "{error}");
+        let error = judge(folder.path(), &["--size", "9x9"]).unwrap_err();
+        assert!(error.contains("takes [1, 3, 8, 8], not [1, 3, 9, 9]"), "{error}");
+        std::fs::write(labels, "red\ngreen\n").unwrap();
+        let error = judge(folder.path(), &["--labels", labels]).unwrap_err();
+        assert!(error.contains("has 3 values, expected 2"), "{error}");
+    }
+
+    #[test]
+    fn a_size_that_the_model_leaves_open_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        write_model(&folder.path().join("model.onnx"), None);
+        assert!(judge(folder.path(), &[]).unwrap_err().contains("give its size, for example --size 224x224"));
+        assert_eq!(judge(folder.path(), &["--size", "6x4"]), Ok("1".into()));
+    }
 
     #[test]
     fn sizes_are_width_by_height() {
