@@ -115,8 +115,11 @@ pub fn check(folder: &Path) -> Result<Bundle, BundleError> {
         published(MODEL_FILE, &model),
         published(GOLDEN_FILE, &golden_bytes),
     ];
-    if let Some(reference) = read(&release, REFERENCE_FILE, REFERENCE_BYTES_MAX)? {
-        files.push(published(REFERENCE_FILE, &reference));
+    match read(&release, REFERENCE_FILE, REFERENCE_BYTES_MAX)? {
+        Some(reference) if reference.is_empty() => return rule(REFERENCE_FILE, "is empty"),
+        Some(reference) => files.push(published(REFERENCE_FILE, &reference)),
+        // A release without one runs; its devices watch no drift.
+        None => {}
     }
     files.extend(golden(&release, &golden_bytes, manifest.labels.len())?);
     files.sort_by(|a, b| a.name.cmp(&b.name));
@@ -287,7 +290,8 @@ pub(crate) mod tests {
     #[test]
     fn releases_that_do_not_fit_together_are_refused() {
         type Row = (&'static str, fn(&Path));
-        let rows: [Row; 13] = [
+        let rows: [Row; 14] = [
+            ("reference.cbor: is empty", |d| fs::write(d.join("release/reference.cbor"), b"").unwrap()),
             ("manifest.json: is missing", |d| fs::remove_file(d.join("release/manifest.json")).unwrap()),
             ("model.onnx: is missing", |d| fs::remove_file(d.join("release/model.onnx")).unwrap()),
             ("model.onnx: is empty", |d| fs::write(d.join("release/model.onnx"), b"").unwrap()),
