@@ -86,7 +86,7 @@ struct Fit {
     epochs: Option<usize>,
     #[arg(long)]
     train_images_max: Option<usize>,
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.004)]
     learning_rate: f32,
     /// The class that rejects a part; common names are recognised.
     #[arg(long)]
@@ -123,7 +123,9 @@ fn main() -> anyhow::Result<()> {
                     ended.store(true, Ordering::Relaxed);
                 });
             }
-            let stop = || if ended.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let stop = || {
+                if ended.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
             work(&queue, once, &stop)
         }
         Command::Evaluate { release, images, split, seed } => {
@@ -147,7 +149,7 @@ fn run_fit(a: Fit) -> anyhow::Result<()> {
         out: a.out,
         size: a.size,
         seed: a.seed,
-        epochs: a.epochs.unwrap_or(if a.quick { 3 } else { 8 }),
+        epochs: a.epochs.unwrap_or(if a.quick { 3 } else { 5 }),
         train_images_max: a.train_images_max.unwrap_or(if a.quick { 300 } else { usize::MAX }),
         learning_rate: a.learning_rate,
         reject: a.reject,

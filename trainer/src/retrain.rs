@@ -57,7 +57,7 @@ impl Default for Settings {
         Self {
             tail_macs_max: 75_000_000,
             epochs: 3,
-            learning_rate: 0.01,
+            learning_rate: 0.004,
             teacher: 0.5,
             field_weight: 2.0,
             looks_max: 4,
