@@ -163,9 +163,7 @@ impl Bank {
         [&self.slow.sums, &self.fast.sums, &self.embedding.mean, &self.prediction.sums].into_iter()
     }
 
-    pub(crate) fn take_slacks(&mut self, other: &Self) {
-        self.slow.slack = other.slow.slack;
-        self.fast.slack = other.fast.slack;
-        self.prediction.slack = other.prediction.slack;
+    pub(crate) fn slacks(&self) -> [f32; 3] {
+        [self.slow.slack, self.fast.slack, self.prediction.slack]
     }
 }

@@ -605,6 +605,13 @@ pub(crate) mod tests {
         }
         assert_eq!(detector.state(), DriftState::Alarm);
 
+        // A restart does not know that the release answered a drift; the state does.
+        let answered = DetectorOptions { start: Start::Answered, ..options.clone() };
+        let mut learning = Detector::new(&reference, &answered);
+        learning.push(&line.frame(&mut rng, &Change::default()), Gate::default());
+        let restored = Detector::restore(&reference, &options, &learning.save()).unwrap();
+        assert_eq!(restored.live, learning.live);
+
         let bytes = detector.save();
         let other = Reference::fit(&Line::new(16, 5).frames(120, &mut rng), &FitOptions { seed: 1 }).unwrap();
         assert!(matches!(
