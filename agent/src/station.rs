@@ -1,12 +1,16 @@
 //! The updater's hands on the frame path: loads releases, has them judge their golden images, swaps them in.
 //!
 //! Invariants: a release is swapped in only from a folder that was verified; a self-test compares every golden score
-//! with what the trainer's engine gave, and a panic in it is a failed self-test.
+//! with what the trainer's engine gave; one that panics or does not end has failed.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
+    thread,
+    time::Duration,
 };
 
 use andon_protocol::{
@@ -28,6 +32,8 @@ use crate::{
 };
 
 const GOLDEN_IMAGE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Loading a release and judging its golden images takes seconds on the slowest device.
+const WORK_MAX: Duration = Duration::from_secs(300);
 
 pub struct DeviceStation {
     pub line: Line,
@@ -44,20 +50,18 @@ pub struct DeviceStation {
 impl Station for DeviceStation {
     fn self_test(&mut self, folder: &Path, release: &ReleaseId) -> Result<(), String> {
         self.tested = None;
-        let mut loaded = self.load_checked(folder, release)?;
-        let set = read(&folder.join(GOLDEN_FILE), GOLDEN_BYTES_MAX as u64)?;
-        let set = GoldenSet::from_json(&set).map_err(|e| e.to_string())?;
-        let tested = catch_unwind(AssertUnwindSafe(|| judge_golden(&mut *loaded.judge, folder, &set)));
-        tested.map_err(|_| "the engine panicked on a golden image".to_owned())??;
-        tracing::info!(%release, cases = set.cases.len(), "self-test passed");
-        self.tested = Some(loaded);
+        let (engine, folder, release) = (self.engine, folder.to_owned(), release.clone());
+        self.tested = Some(in_time(move || tested_release(engine, &folder, &release))?);
         Ok(())
     }
 
     fn load(&mut self, folder: &Path, release: &ReleaseId) -> Result<(), String> {
         let loaded = match self.tested.take().filter(|tested| tested.running.release == *release) {
             Some(tested) => tested,
-            None => self.load_checked(folder, release)?,
+            None => {
+                let (engine, folder, release) = (self.engine, folder.to_owned(), release.clone());
+                in_time(move || load_checked(engine, &folder, &release))?
+            }
         };
         let before = self.line.health().ok_or("the frame path has ended")?.installs;
         self.installs = before + 1;
@@ -86,17 +90,42 @@ impl Station for DeviceStation {
     }
 }
 
-impl DeviceStation {
-    fn load_checked(&self, folder: &Path, release: &ReleaseId) -> Result<LoadedRelease, String> {
-        let loaded = catch_unwind(AssertUnwindSafe(|| load_release(folder, self.engine)))
-            .map_err(|_| "the engine panicked while loading".to_owned())?
-            .map_err(|e| e.to_string())?;
-        let named = &loaded.running.release;
-        if named != release {
-            return Err(format!("its manifest says it is {named}"));
-        }
-        Ok(loaded)
+/// Runs `work` in a thread of its own. One that panics or does not come to an end is an error; the latter is left
+/// behind, since a thread cannot be ended from outside.
+fn in_time<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let (done, result) = sync_channel(1);
+    thread::Builder::new()
+        .name("load".into())
+        .spawn(move || {
+            // An error says that nobody waits any more.
+            let _ = done.send(work());
+        })
+        .map_err(|e| format!("no thread to load with: {e}"))?;
+    match result.recv_timeout(WORK_MAX) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => Err(format!("it did not end within {} s", WORK_MAX.as_secs())),
+        Err(RecvTimeoutError::Disconnected) => Err("the engine panicked".into()),
     }
+}
+
+fn tested_release(engine: EngineChoice, folder: &Path, release: &ReleaseId) -> Result<LoadedRelease, String> {
+    let mut loaded = load_checked(engine, folder, release)?;
+    let set = read(&folder.join(GOLDEN_FILE), GOLDEN_BYTES_MAX as u64)?;
+    let set = GoldenSet::from_json(&set).map_err(|e| e.to_string())?;
+    judge_golden(&mut *loaded.judge, folder, &set)?;
+    tracing::info!(%release, cases = set.cases.len(), "self-test passed");
+    Ok(loaded)
+}
+
+fn load_checked(engine: EngineChoice, folder: &Path, release: &ReleaseId) -> Result<LoadedRelease, String> {
+    let loaded = load_release(folder, engine).map_err(|e| e.to_string())?;
+    let named = &loaded.running.release;
+    if named != release {
+        return Err(format!("its manifest says it is {named}"));
+    }
+    Ok(loaded)
 }
 
 fn judge_golden(judge: &mut dyn Judge, folder: &Path, set: &GoldenSet) -> Result<(), String> {
@@ -127,4 +156,56 @@ fn judge_golden(judge: &mut dyn Judge, folder: &Path, set: &GoldenSet) -> Result
 
 fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     SystemDisk.read(path, bytes_max).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::{JudgeError, Judgement};
+    use andon_protocol::release::GoldenCase;
+
+    /// Gives every image these scores.
+    struct Fixed(Vec<f32>);
+
+    impl Judge for Fixed {
+        fn judge(&mut self, _: &Image) -> Result<Judgement, JudgeError> {
+            let class = 0;
+            Ok(Judgement { scores: self.0.clone(), class, embedding: vec![] })
+        }
+    }
+
+    #[test]
+    fn golden_scores_must_be_the_trainers() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("golden")).unwrap();
+        let path = folder.path().join("golden/one.png");
+        image::GrayImage::new(4, 4).save(&path).unwrap();
+        let digest = Digest::of(&std::fs::read(&path).unwrap());
+        let set = |digest| GoldenSet {
+            tolerance: 0.01,
+            cases: vec![GoldenCase { image: "one.png".into(), digest, label: 0, scores: vec![0.9, 0.1] }],
+        };
+        for (scores, expected) in [
+            (vec![0.9, 0.1], None),
+            (vec![0.895, 0.105], None),
+            (vec![0.8, 0.2], Some("off by 0.1000")),
+            (vec![f32::NAN, 0.1], Some("off by")),
+            (vec![0.9], Some("1 scores, expected are 2")),
+        ] {
+            let result = judge_golden(&mut Fixed(scores.clone()), folder.path(), &set(digest));
+            match (expected, result) {
+                (None, Ok(())) => {}
+                (Some(text), Err(error)) if error.contains(text) => {}
+                (_, result) => panic!("{scores:?}: {result:?}"),
+            }
+        }
+        let other = set(Digest::of(b"another image"));
+        assert!(judge_golden(&mut Fixed(vec![0.9, 0.1]), folder.path(), &other).is_err());
+    }
+
+    #[test]
+    fn a_panic_while_loading_is_an_error() {
+        let result: Result<(), String> = in_time(|| panic!("a bug in the engine"));
+        assert_eq!(result, Err("the engine panicked".into()));
+    }
 }

@@ -12,12 +12,13 @@
 //!   acknowledgement or an eviction that is counted.
 //! - Segments and sample files are the truth; the index is reconciled with them at every start. Losing it loses no
 //!   record and doubles none.
-//! - Bytes and files stay below the budget. The least valuable goes first ([`Victim`]): routine samples, useful
+//! - Bytes and files stay below the budget. The least valuable goes first ([`eviction`]): routine samples, useful
 //!   ones, windows of telemetry, evidence, events; within a kind the oldest. The open segment is never touched.
 //! - What is dropped is counted, told as `Event::SpoolDropped` with the next records, and stands in the report.
 //!
 //! It does not know the network, and it blocks on the disk: the frame path reaches it through [`writer`] only.
 
+mod eviction;
 mod index;
 mod recovery;
 mod sample_file;
@@ -89,15 +90,6 @@ pub struct BatchKey {
     pub boot: BootId,
     pub first: Position,
     pub last_seq: u64,
-}
-
-/// What is dropped next when the budget is exceeded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
-    Sample(Value, u64),
-    /// The windows of a segment; its events stay.
-    Windows(u64),
-    Segment(u64),
 }
 
 pub struct Spool {
@@ -505,90 +497,6 @@ impl Inner {
         let mut changes = self.index.begin();
         changes.forget_segment(number);
         Ok(self.index.apply(changes)?)
-    }
-
-    fn enforce_budget(&mut self) -> Result<(), SpoolError> {
-        while self.bytes() > self.budget.bytes_max
-            || (self.segments.len() + self.samples.len()) as u64 > self.budget.files_max
-        {
-            let Some(victim) = self.victim() else { break };
-            self.evict(victim)?;
-        }
-        Ok(())
-    }
-
-    fn victim(&self) -> Option<Victim> {
-        let cheapest = self.samples.first_key_value().map(|((value, arrival), _)| (*value, *arrival));
-        if let Some((value, arrival)) = cheapest.filter(|(value, _)| *value < Value::Evidence) {
-            return Some(Victim::Sample(value, arrival));
-        }
-        let closed = || self.segments.iter().filter(|(number, _)| Some(**number) != self.open);
-        if let Some((number, _)) = closed().find(|(_, s)| s.windows > 0) {
-            return Some(Victim::Windows(*number));
-        }
-        if let Some((value, arrival)) = cheapest {
-            return Some(Victim::Sample(value, arrival));
-        }
-        closed().next().map(|(number, _)| Victim::Segment(*number))
-    }
-
-    fn evict(&mut self, victim: Victim) -> Result<(), SpoolError> {
-        match victim {
-            Victim::Sample(value, arrival) => {
-                let bytes = self.remove_sample((value, arrival))?;
-                self.count_durably(Dropped { samples: 1, bytes, records: 0 })
-            }
-            Victim::Windows(number) => self.drop_windows(number),
-            Victim::Segment(number) => {
-                let waiting: Vec<_> = self.waiting_in(number)?;
-                let bytes = self.segments.get(&number).map_or(0, |s| s.bytes);
-                let records: Vec<_> =
-                    waiting.iter().map(|entry| (position(number, entry), entry.class)).collect();
-                self.forget_records(number, &records)?;
-                if self.segments.contains_key(&number) {
-                    self.remove_segment(number)?;
-                }
-                self.count_durably(Dropped { records: records.len() as u64, samples: 0, bytes })
-            }
-        }
-    }
-
-    /// Rewrites a segment with the events in it only.
-    fn drop_windows(&mut self, number: u64) -> Result<(), SpoolError> {
-        let waiting = self.waiting_in(number)?;
-        let windows: Vec<_> = waiting.iter().filter(|e| e.class == Class::Window).collect();
-        let events: Vec<_> = waiting.iter().filter(|e| e.class == Class::Event).collect();
-        let Some(old) = self.segments.get(&number).cloned() else { return Ok(()) };
-        let gone: Vec<_> = windows.iter().map(|entry| (position(number, entry), entry.class)).collect();
-        let mut freed = old.bytes;
-        if events.is_empty() {
-            self.forget_records(number, &gone)?;
-            if self.segments.contains_key(&number) {
-                self.remove_segment(number)?;
-            }
-        } else {
-            let source = self.disk.read(&self.segment_path(number), SEGMENT_READ_MAX)?;
-            let mut content = segment::header(&old.boot);
-            let mut changes = self.index.begin();
-            for event in &events {
-                let range = event.offset as usize..(event.offset + event.bytes) as usize;
-                let Some(bytes) = source.get(range) else { continue };
-                changes.put_record(number, &Entry { offset: content.len() as u32, ..(*event).clone() });
-                content.extend_from_slice(bytes);
-            }
-            files::replace(self.disk.as_ref(), &self.segment_path(number), &content)?;
-            self.index.apply(changes)?;
-            freed = freed.saturating_sub(content.len() as u64);
-            if let Some(segment) = self.segments.get_mut(&number) {
-                segment.bytes = content.len() as u64;
-            }
-            self.forget_records(number, &gone)?;
-        }
-        if let Some(segment) = self.segments.get_mut(&number) {
-            // Whatever the count was: a segment is a victim of this kind once.
-            segment.windows = 0;
-        }
-        self.count_durably(Dropped { records: gone.len() as u64, samples: 0, bytes: freed })
     }
 
     fn waiting_in(&self, number: u64) -> Result<Vec<Entry>, SpoolError> {
