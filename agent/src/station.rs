@@ -161,8 +161,9 @@ fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::{JudgeError, Judgement};
+    use crate::pipeline::JudgeError;
     use andon_protocol::release::GoldenCase;
+    use andon_runtime::Judgement;
 
     /// Gives every image these scores.
     struct Fixed(Vec<f32>);
