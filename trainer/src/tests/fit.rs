@@ -69,7 +69,7 @@ fn a_broken_image_is_named_and_too_many_stop_the_fit() {
     let options = FitOptions { epochs: 1, agreement_min: 0.0, ..options(dir.path()) };
     let report = fit(&options, &go).unwrap();
     assert_eq!((report.broken.len(), report.broken[0].0.as_str()), (1, "001.png"));
-    [2, 3, 4].map(break_image);
+    [2, 3, 4].into_iter().for_each(break_image);
     let error = fit(&options, &go).unwrap_err().to_string();
     assert!(error.contains("4 of 120 images cannot be read") && error.contains("001.png"), "{error}");
 }
