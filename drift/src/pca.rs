@@ -65,8 +65,8 @@ impl Whitening {
         let largest = pairs.first().map_or(0.0, |(value, _)| *value);
         let mut rows = Vec::new();
         for (value, vector) in pairs.iter().take(k) {
-            // Written so that a NaN stops it too.
-            if !(*value > largest * Self::VARIANCE_SHARE_MIN && *value > 1e-20) {
+            let is_signal = *value > largest * Self::VARIANCE_SHARE_MIN && *value > 1e-20;
+            if !is_signal {
                 break;
             }
             let scale = 1.0 / value.sqrt();
@@ -97,9 +97,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(x, y)| x * y).sum();
     for (x, y) in a8.zip(b8) {
-        for i in 0..8 {
-            sums[i] += x[i] * y[i];
-        }
+        sums.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum += x * y);
     }
     sums.iter().sum::<f32>() + rest
 }
@@ -133,8 +131,8 @@ fn symmetric_eigen(mut a: Vec<f64>, n: usize) -> Vec<(f64, Vec<f64>)> {
         let off: f64 =
             (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i * n + j].powi(2)).sum();
         let diagonal: f64 = (0..n).map(|i| a[i * n + i].powi(2)).sum();
-        // Also ends for a NaN.
-        if !(off > diagonal * 1e-22) {
+        let goes_on = off > diagonal * 1e-22;
+        if !goes_on {
             break;
         }
         for p in 0..n {
