@@ -80,7 +80,7 @@ fn crates_depend_downwards_only() {
             &["axum", "reqwest", "rumqttc", "sqlx"],
         ),
         ("andon-fleet-server", &["andon-protocol"], &["burn", "sled", "tract-onnx", "wgpu"]),
-        ("andon", &["andon-protocol"], &["sqlx", "rumqttc"]),
+        ("andon-cli", &["andon-protocol"], &["sqlx", "rumqttc"]),
         ("andon-tests", &["andon-protocol"], &["sqlx", "burn", "sled"]),
         ("xtask", &[], &none),
     ];
