@@ -22,6 +22,7 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 /// What is used here of a line of verdicts.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Verdict {
+    /// From 1 with the first frame after a start.
     pub frame: u64,
     pub source: String,
     pub release: Option<ReleaseId>,
@@ -168,8 +169,8 @@ impl Scoreboard {
         let first_of_second = self.verdicts.iter().find(|v| by_second(v)).map_or(u64::MAX, |v| v.frame);
         let stream = self.stream;
         self.verdicts.iter().filter(move |v| match phase {
-            Phase::Before => v.frame < stream && v.release.is_some() && !by_second(v),
-            Phase::Drift => (stream..2 * stream).contains(&v.frame) && !by_second(v),
+            Phase::Before => v.frame <= stream && v.release.is_some() && !by_second(v),
+            Phase::Drift => v.frame > stream && v.frame <= 2 * stream && !by_second(v),
             Phase::After => by_second(v) && v.frame - first_of_second < stream,
         })
     }
@@ -201,12 +202,12 @@ mod tests {
         let second = ReleaseId::new("m", 2).unwrap();
         let mut board = Scoreboard::new(4);
         board.add(vec![
-            verdict(0, 1, false, Outcome::Pass),
-            verdict(1, 1, false, Outcome::Reject),
-            verdict(2, 1, true, Outcome::Reject),
+            verdict(1, 1, false, Outcome::Pass),
+            verdict(2, 1, false, Outcome::Reject),
             verdict(3, 1, true, Outcome::Reject),
+            verdict(4, 1, true, Outcome::Reject),
             // Only good parts were seen in the pass under drift.
-            verdict(4, 1, false, Outcome::Fault),
+            verdict(5, 1, false, Outcome::Fault),
             verdict(6, 2, true, Outcome::Fault),
             verdict(7, 2, false, Outcome::Pass),
             // Over a pass after the first frame of the second release.

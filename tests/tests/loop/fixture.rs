@@ -62,7 +62,8 @@ pub(crate) async fn first_release() -> &'static Path {
         let weights = DataSet::cache().unwrap().join("efficientnet-lite0.pth");
         let mut fit = Command::new(Programs::find().unwrap().path("andon-trainer"));
         fit.arg("fit").arg("--images").arg(small_dataset().await).arg("--weights").arg(weights);
-        fit.args(["--model", MODEL, "--quick", "--epochs", "1", "--agreement-min", "0.5", "--out"]).arg(&folder);
+        fit.args(["--model", MODEL, "--quick", "--epochs", "1", "--agreement-min", "0.5", "--out"])
+            .arg(&folder);
         let output = fit.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         folder
