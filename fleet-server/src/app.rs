@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{auth, blobs::Blobs, clock::Clock, config::Config, db::Db, live::Live, mqtt::Mqtt, pki::Ca, tuf};
+use crate::{
+    auth, blobs::Blobs, clock::Clock, config::Config, db::Db, live::Live, mqtt::Mqtt, pki::Ca, releases, tuf,
+};
 
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
@@ -28,6 +30,7 @@ pub struct Parts {
     pub auth: auth::Guards,
     pub ca: Ca,
     pub tuf: tuf::Handle,
+    pub uploads: releases::upload::Slots,
     /// Where this server is reached; set once all listeners are bound.
     pub addresses: OnceLock<Addresses>,
     /// Cancelled when the server stops. Every long wait selects on it.

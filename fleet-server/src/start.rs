@@ -82,6 +82,7 @@ pub async fn start(config: Config, options: Options) -> anyhow::Result<Running> 
         wake: Wake::default(),
         ca,
         tuf: tuf::Handle::default(),
+        uploads: Default::default(),
         addresses: OnceLock::new(),
         shutdown: CancellationToken::new(),
         config,

@@ -88,6 +88,7 @@ impl TestApp {
             ca: Ca::open_or_create(&paths.keys(), NOW_MS).unwrap(),
             blobs: Arc::new(LocalBlobs::open(&paths.blobs()).unwrap()),
             tuf: Default::default(),
+            uploads: Default::default(),
             config,
             paths,
             db,

@@ -1,13 +1,16 @@
 //! Large bodies onto the disk, bounded: a few at a time, each into its own folder below `DATA/scratch`, which is gone
 //! when the handle is.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use axum::body::Body;
 use futures_util::StreamExt as _;
 use tokio::{
     io::AsyncWriteExt as _,
-    sync::{Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 
 use crate::{
@@ -16,19 +19,27 @@ use crate::{
     problem::{Problem, Result},
 };
 
-/// Uploads at one time; more wait for nothing, they are turned away.
-static SLOTS: Semaphore = Semaphore::const_new(4);
+const AT_ONCE_MAX: usize = 4;
+
+/// Uploads at one time; more do not wait, they are turned away.
+pub struct Slots(Arc<Semaphore>);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE_MAX)))
+    }
+}
 
 /// A folder of its own, removed with all in it on drop.
 pub struct Scratch {
     folder: PathBuf,
-    _slot: SemaphorePermit<'static>,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Scratch {
     pub fn new(app: &App) -> Result<Self> {
-        let slot = SLOTS
-            .try_acquire()
+        let slot = Arc::clone(&app.uploads.0)
+            .try_acquire_owned()
             .map_err(|_| Problem::too_many("too many uploads at one time, try again in a minute"))?;
         let folder = app.paths.scratch().join(uuid::Uuid::new_v4().simple().to_string());
         files::create_dir(&folder)?;

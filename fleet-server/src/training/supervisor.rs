@@ -69,7 +69,6 @@ fn spawn(program: &Path, queue: &Path) -> std::io::Result<Child> {
         .arg(queue)
         .arg("--until-stdin-ends")
         .stdin(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
 }
 
