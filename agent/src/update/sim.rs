@@ -452,7 +452,8 @@ fn assert_tidy(world: &World, state: &State, what: &str) {
     let list = |name: &str| disk.list(&Path::new(FOLDER).join(name)).unwrap();
     let mut kept: Vec<_> = state.kept().iter().map(|slot| slot.content.to_string()).collect();
     let mut releases = list("releases");
-    (kept.sort(), releases.sort());
+    kept.sort();
+    releases.sort();
     assert_eq!(releases, kept, "{what}");
     assert_eq!(list("staging"), Vec::<String>::new(), "{what}");
 }

@@ -298,32 +298,36 @@ impl Session<'_> {
     }
 
     fn send(&mut self, outgoing: &Outgoing, spool: &Spool, now: Duration) -> Result<(), SessionError> {
+        // Of a sample its number of chunks; `None`: the spool does not have it any more.
         let chunks = match outgoing {
             Outgoing::Telemetry(key) => match spool.read_batch(key)? {
                 Some(batch) => {
                     self.publish::<TelemetryBatch>(Channel::Telemetry, &batch, Kind::Item)?;
-                    0
+                    Some(0)
                 }
-                None => return Ok(self.window.gone(outgoing)),
+                None => None,
             },
             Outgoing::Manifest(digest) => match self.images.get(digest, spool)? {
                 Some((manifest, _)) => {
                     let (manifest, chunks) = (manifest.clone(), manifest.chunks());
                     self.publish::<SampleManifest>(Channel::Manifest, &manifest, Kind::Item)?;
-                    chunks
+                    Some(chunks)
                 }
-                None => return Ok(self.window.gone(outgoing)),
+                None => None,
             },
             Outgoing::Chunk(digest, index) => match self.images.get(digest, spool)? {
                 Some((manifest, image)) if *index < manifest.chunks() => {
                     let chunk = SampleChunk::cut(*digest, image, *index);
                     self.publish(Channel::Chunk, &chunk, Kind::Chunk)?;
-                    0
+                    Some(0)
                 }
-                _ => return Ok(self.window.gone(outgoing)),
+                _ => None,
             },
         };
-        self.window.sent(outgoing, chunks, now);
+        match chunks {
+            Some(chunks) => self.window.sent(outgoing, chunks, now),
+            None => self.window.gone(outgoing),
+        }
         Ok(())
     }
 
