@@ -47,6 +47,8 @@ impl Plan {
         fit: &[],
     };
 
+    /// Its sets are too small to tell a better model from a worse one: 18 held-back images can lie by ten points. So its
+    /// gates are wide open; what it shows is that the loop closes.
     pub const QUICK: Plan = Plan {
         train: 160,
         validation: 80,
@@ -56,8 +58,8 @@ impl Plan {
         labels: 40,
         trial_s: 2,
         agreement_min: 0.85,
-        clean_loss_max: 0.1,
-        drift_gain_min: 0.0,
+        clean_loss_max: 0.3,
+        drift_gain_min: -0.3,
         soak_s: 1,
         fit: &["--quick", "--agreement-min", "0.85"],
         ..Plan::FULL
