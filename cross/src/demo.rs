@@ -32,7 +32,10 @@ pub(crate) fn run(options: &DemoOptions) -> Result<()> {
 
 pub(crate) fn screenshot() -> Result<()> {
     let mut demo = prepare()?;
-    demo.args(["--quick", "--exit", "--screenshot"]).arg(shell::root().join("docs").join("dashboard.png"));
+    let script = shell::root().join("fleet-server").join("ui").join("test").join("screenshot.mjs");
+    let picture = shell::root().join("docs").join("dashboard.png");
+    std::fs::create_dir_all(shell::root().join("docs"))?;
+    demo.args(["--quick", "--exit", "--then"]).arg(ui::node()?).arg(script).arg("--out").arg(picture);
     shell::run("demo", &mut demo)
 }
 

@@ -43,6 +43,11 @@ pub(crate) fn script(what: &str, arguments: &[&str]) -> Result<()> {
     shell::run(what, Node::find()?.npm(&ui).args(arguments))
 }
 
+/// The program `node`.
+pub(crate) fn node() -> Result<PathBuf> {
+    Ok(Node::find()?.folder.map_or_else(|| "node".into(), |folder| folder.join("bin").join("node")))
+}
+
 /// Over the names and contents of all files that the dashboard is made from.
 fn digest(ui: &Path) -> Result<String> {
     let mut files = Vec::new();
