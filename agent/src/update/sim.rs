@@ -269,7 +269,7 @@ impl World {
             repository: Arc::new(Mutex::new(Repository::new(&signers, 1, releases, NOW_MS + DAY_MS))),
             seen: Arc::default(),
             habits: Habits::default(),
-            root: sign(&signers.root(), &[signers.root.clone()]).unwrap(),
+            root: sign(&signers.root(), std::slice::from_ref(&signers.root)).unwrap(),
         }
     }
 
@@ -469,7 +469,7 @@ fn a_change_of_keys_survives_a_fault_at_any_call() {
     let mut root = new.root();
     root.header.version = 2;
     let mut honest = Repository::new(&new, 7, 3, NOW_MS + DAY_MS);
-    honest.metadata.insert("2.root.json".into(), sign(&root, &[old.root.clone()]).unwrap());
+    honest.metadata.insert("2.root.json".into(), sign(&root, std::slice::from_ref(&old.root)).unwrap());
     *base.repository.lock().unwrap() = honest;
     let rehearsal = base.fork();
     assert_eq!(rehearsal.run(&[desired(2, Some(2))]), Some(2));

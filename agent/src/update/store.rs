@@ -103,7 +103,7 @@ impl Store {
     /// Makes `state` the one that counts, under the next generation. Written over the older copy, and read back.
     pub fn save_state(&self, mut state: State) -> io::Result<State> {
         state.generation += 1;
-        let path = self.folder.join(if state.generation % 2 == 0 { "state.a" } else { "state.b" });
+        let path = self.folder.join(if state.generation.is_multiple_of(2) { "state.a" } else { "state.b" });
         let bytes = encode_state(&state)?;
         files::replace(self.disk.as_ref(), &path, &bytes)?;
         if self.disk.read(&path, STATE_BYTES_MAX)? != bytes {

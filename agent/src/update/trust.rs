@@ -58,7 +58,7 @@ pub fn refresh(
     }
 
     let local = stored(store, RoleName::Targets)?;
-    if !local.is_some_and(|bytes| trusted.update_targets(&bytes).is_ok()) {
+    if local.is_none_or(|bytes| trusted.update_targets(&bytes).is_err()) {
         let next = trusted.targets_download()?;
         let bytes = require(source.metadata(&next.file, next.bytes_max)?, &next.file)?;
         trusted.update_targets(&bytes)?;
