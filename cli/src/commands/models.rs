@@ -84,8 +84,15 @@ pub(crate) fn parse_waves(text: &str) -> Result<Waves, String> {
 impl Change {
     fn apply(&self, policy: &mut Policy) -> bool {
         let before = policy.clone();
-        let Policy { retrain_labels_min, auto_rollout, waves, trial_s, agreement_min, clean_loss_max, drift_gain_min } =
-            policy;
+        let Policy {
+            retrain_labels_min,
+            auto_rollout,
+            waves,
+            trial_s,
+            agreement_min,
+            clean_loss_max,
+            drift_gain_min,
+        } = policy;
         *retrain_labels_min = self.retrain_labels_min.unwrap_or(*retrain_labels_min);
         *auto_rollout = self.auto_rollout.unwrap_or(*auto_rollout);
         *trial_s = self.trial_s.unwrap_or(*trial_s);

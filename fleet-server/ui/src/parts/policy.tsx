@@ -63,9 +63,9 @@ function Editor({ model, policy, etag, saved, reload }: EditorProps) {
         />
         <div class="pair">
           <Numeric name="May lose on clean data" unit="points" value={p.clean_loss_max * 100} min={0} max={100} step={0.1} set={(v) => set({ clean_loss_max: v / 100 })} />
-          <Numeric name="Int8 must agree" unit="%" value={p.agreement_min * 100} min={0} max={100} step={0.1} set={(v) => set({ agreement_min: v / 100 })} />
           <Numeric name="Must win under drift" unit="points" value={p.drift_gain_min * 100} min={0} max={100} step={0.1} set={(v) => set({ drift_gain_min: v / 100 })} />
         </div>
+        <Numeric name="Int8 must agree" unit="%" value={p.agreement_min * 100} min={0} max={100} step={0.1} set={(v) => set({ agreement_min: v / 100 })} />
         <Numeric name="Trial on the device before it commits" unit="seconds" value={p.trial_s} min={0} max={604_800} set={(v) => set({ trial_s: v })} />
         <label class="check">
           <input type="checkbox" checked={p.auto_rollout} onChange={(e) => set({ auto_rollout: e.currentTarget.checked })} />
