@@ -42,7 +42,7 @@ async fn act(test: &TestApp, id: &str, action: &str, tag: &str) -> Reply {
 }
 
 async fn asked(test: &TestApp, device: &DeviceId) -> Desired {
-    desired::read(&mut *test.app.db.reader().acquire().await.unwrap(), device).await.unwrap()
+    desired::read(&mut test.app.db.reader().acquire().await.unwrap(), device).await.unwrap()
 }
 
 /// What ingest writes when a device reports.

@@ -193,7 +193,7 @@ async fn a_run_that_passed_is_released_and_rolled_out_once() {
         finish(&folder, Outcome::Succeeded);
         // The server dies after the release was registered, and after the rollout was made.
         let stored =
-            super::runs::get(&mut *test.app.db.reader().acquire().await.unwrap(), &run.id).await.unwrap();
+            super::runs::get(&mut test.app.db.reader().acquire().await.unwrap(), &run.id).await.unwrap();
         reconcile::register(&test.app, &stored).await.unwrap();
         reconcile::register(&test.app, &stored).await.unwrap();
         reconcile::roll_out(&test.app, &stored, "v").await.unwrap();

@@ -78,7 +78,7 @@ impl Queue {
             });
         }
         let field = |i: u64| FieldImage {
-            image: self.blob(&plate(i % 2 == 0, 2000 + i, 2.5)),
+            image: self.blob(&plate(i.is_multiple_of(2), 2000 + i, 2.5)),
             device: device.clone(),
         };
         let out = self.dir.path().join("out");
