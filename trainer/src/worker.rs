@@ -23,6 +23,7 @@ use andon_protocol::job::{
 
 use crate::{
     clock,
+    finish::FinishError,
     fit::Cancelled,
     release::{json, put},
     retrain::{Settings, retrain},
@@ -175,9 +176,12 @@ fn attempt(folder: &Path, lost: &AtomicBool, stop: &(dyn Fn() -> ControlFlow<()>
                     || matches!(e.downcast_ref(), Some(crate::train::TuneError::Cancelled))
                     || matches!(e.downcast_ref(), Some(crate::train::CacheError::Cancelled))
             });
-            let (outcome, verdict) = match cancelled {
-                true => (Outcome::Cancelled, "Cancelled on request.".to_owned()),
-                false => (Outcome::Failed, format!("Failed: {error:#}.")),
+            let disagrees =
+                error.chain().any(|e| matches!(e.downcast_ref(), Some(FinishError::Agreement { .. })));
+            let (outcome, verdict) = match (cancelled, disagrees) {
+                (true, _) => (Outcome::Cancelled, "Cancelled on request.".to_owned()),
+                (_, true) => (Outcome::Refused, format!("Refused: {error:#}.")),
+                _ => (Outcome::Failed, format!("Failed: {error:#}.")),
             };
             JobResult { outcome, verdict, metrics: Default::default(), seconds: Default::default() }
         }

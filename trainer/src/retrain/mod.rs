@@ -60,7 +60,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            tail_macs_max: 75_000_000,
+            tail_macs_max: 57_000_000,
             epochs: 3,
             learning_rate: 0.004,
             teacher: 0.5,
