@@ -10,11 +10,13 @@ use crate::{
 };
 
 /// Bounds of the tolerance, in score. Two engines that are both right differ where a value lies between two int8 steps.
-const TOLERANCE_MIN: f32 = 0.01;
-const TOLERANCE_MAX: f32 = 0.1;
+const TOLERANCE_MIN: f32 = 0.02;
+const TOLERANCE_MAX: f32 = 0.05;
 
-/// Picks about `count` images, as many of each class, and reads their files. The tolerance is the largest difference
-/// that quantisation itself made on them: another engine's rounding must not matter more than the rounding to int8 did.
+/// Picks about `count` images, as many of each class, and reads their files. The tolerance is the mean difference
+/// that quantisation itself made on them, within bounds: another engine's rounding must not matter more than the rounding
+/// to int8 did. (Measured: ONNX Runtime, not fused, is within 0.008 of our engine on EfficientNet-Lite0; fused on a processor
+/// without VNNI it saturates in its 8-bit products and is off by up to 0.6, which is no release's fault.)
 pub(crate) fn choose(
     paths: &[&Path],
     labels: &[usize],
@@ -24,16 +26,16 @@ pub(crate) fn choose(
 ) -> Result<(Vec<GoldenImage>, f32), ReleaseError> {
     let classes = labels.iter().max().map_or(0, |c| c + 1);
     let mut images = Vec::new();
-    let mut tolerance = TOLERANCE_MIN;
+    let (mut sum, mut count) = (0.0f32, 0u32);
     for class in 0..classes {
         let members: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == class).collect();
         for i in spread(&members, count.div_ceil(classes)) {
             let bytes = release::read(paths[i], ImageLimits::default().file_bytes_max as u64)?;
             let scores = judged[i].scores.clone();
-            let differences = scores.iter().zip(&float[i]).map(|(a, b)| (a - b).abs());
-            tolerance = differences.fold(tolerance, f32::max);
+            sum += scores.iter().zip(&float[i]).map(|(a, b)| (a - b).abs()).sum::<f32>();
+            count += scores.len() as u32;
             images.push(GoldenImage { bytes, label: class, scores });
         }
     }
-    Ok((images, tolerance.min(TOLERANCE_MAX)))
+    Ok((images, (sum / count.max(1) as f32).clamp(TOLERANCE_MIN, TOLERANCE_MAX)))
 }
