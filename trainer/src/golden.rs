@@ -26,16 +26,16 @@ pub(crate) fn choose(
 ) -> Result<(Vec<GoldenImage>, f32), ReleaseError> {
     let classes = labels.iter().max().map_or(0, |c| c + 1);
     let mut images = Vec::new();
-    let (mut sum, mut count) = (0.0f32, 0u32);
+    let (mut sum, mut compared) = (0.0f32, 0u32);
     for class in 0..classes {
         let members: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == class).collect();
         for i in spread(&members, count.div_ceil(classes)) {
             let bytes = release::read(paths[i], ImageLimits::default().file_bytes_max as u64)?;
             let scores = judged[i].scores.clone();
             sum += scores.iter().zip(&float[i]).map(|(a, b)| (a - b).abs()).sum::<f32>();
-            count += scores.len() as u32;
+            compared += scores.len() as u32;
             images.push(GoldenImage { bytes, label: class, scores });
         }
     }
-    Ok((images, (sum / count.max(1) as f32).clamp(TOLERANCE_MIN, TOLERANCE_MAX)))
+    Ok((images, (sum / compared.max(1) as f32).clamp(TOLERANCE_MIN, TOLERANCE_MAX)))
 }
