@@ -139,9 +139,11 @@ pub fn retrain(
 
     let stage = Stage::new(sink, "quantising and judging", 0.85, 1.0);
     let versions: Vec<usize> = plan.validation.clone().collect();
-    let labels: Vec<usize> = versions.iter().map(|i| plan.class(*i, &watched)).collect();
-    let before = logits(&team, &engine, &graph, &cache, &versions)?;
-    finish::centre(&mut graph, task, &labels, &before);
+    // The decision point on all clean validation images: the gate forgives no loss there, and a matched look is trained
+    // to give the clean look's scores.
+    let pixels: Vec<&Pixels> = validation.iter().map(|s| &s.pixels).collect();
+    let before = whole_logits(&team, &engine, &graph, constants, &pixels)?;
+    finish::centre(&mut graph, task, &validation.iter().map(|s| s.class).collect::<Vec<_>>(), &before);
     let float = logits(&team, &engine, &graph, &cache, &versions)?;
     drop(cache);
     let float_bytes = graph::write(&graph);
