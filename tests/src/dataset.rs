@@ -143,8 +143,9 @@ mod tests {
     use super::*;
 
     fn rows(count: usize) -> String {
-        let row =
-            |i: usize| format!("c{i:03}.png,{},train,1.000,mono\n", if i % 3 == 0 { "defect" } else { "ok" });
+        let row = |i: usize| {
+            format!("c{i:03}.png,{},train,1.000,mono\n", if i.is_multiple_of(3) { "defect" } else { "ok" })
+        };
         "file,class,split,probability,cell_type\n".to_owned() + &(0..count).map(row).collect::<String>()
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Takes random and uncertain samples in turn, and from every drifted device equally many. Never more than its budget.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use andon_protocol::{
     api::{Alarm, NewLabel, Sample},
@@ -38,14 +38,13 @@ impl Inspector {
     /// Labels what is offered now, within the budget; how many that were.
     pub async fn look(&mut self) -> Result<usize> {
         let alarms: Vec<Alarm> = self.api.list("/alarms").await?;
+        let devices: BTreeSet<_> = alarms.into_iter().map(|a| a.device).collect();
         let mut offers = BTreeMap::new();
-        for device in alarms.into_iter().map(|a| a.device) {
-            if !offers.contains_key(&device) {
-                let path = format!("/samples?device={device}&labelled=false");
-                let offered = in_turn(self.api.list(&path).await?);
-                self.labelled.entry(device.clone()).or_default();
-                offers.insert(device, offered);
-            }
+        for device in devices {
+            let path = format!("/samples?device={device}&labelled=false");
+            let offered = in_turn(self.api.list(&path).await?);
+            self.labelled.entry(device.clone()).or_default();
+            offers.insert(device, offered);
         }
         let before = self.labelled();
         while !self.is_done() {

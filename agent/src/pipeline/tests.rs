@@ -196,7 +196,8 @@ fn an_answer_after_the_deadline_is_none() {
 
 #[test]
 fn whatever_a_judge_does_the_part_does_not_pass() {
-    let answers: Vec<fn(&Image) -> Result<Judgement, JudgeError>> = vec![
+    type Answer = fn(&Image) -> Result<Judgement, JudgeError>;
+    let answers: Vec<Answer> = vec![
         |_| Err(JudgeError("no".into())),
         |_| panic!("the test's own panic"),
         |image| Ok(Judgement { scores: vec![f32::NAN, 0.1], ..good(image) }),

@@ -193,7 +193,8 @@ mod tests {
 
     #[test]
     fn only_our_own_pages_may_write_with_a_cookie() {
-        let cases: [(&Method, &[(&str, &str)], bool); 9] = [
+        type Case = (&'static Method, &'static [(&'static str, &'static str)], bool);
+        let cases: [Case; 9] = [
             (&Method::GET, &[], true),
             (&Method::POST, &[], false),
             (&Method::POST, &[("sec-fetch-site", "same-origin")], true),

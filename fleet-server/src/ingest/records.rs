@@ -32,7 +32,7 @@ pub struct Lane {
 enum Message {
     Telemetry(TelemetryBatch),
     Status(Status),
-    Reported(Reported),
+    Reported(Box<Reported>),
 }
 
 /// What follows from a message, once it is committed.
@@ -160,7 +160,7 @@ fn read(channel: Channel, payload: &[u8]) -> Result<Option<Message>, DecodeError
         // An empty retained message is a deleted one.
         Channel::Status if payload.is_empty() => None,
         Channel::Status => Some(Message::Status(decode(payload)?)),
-        Channel::Reported => Some(Message::Reported(decode(payload)?)),
+        Channel::Reported => Some(Message::Reported(Box::new(decode(payload)?))),
         Channel::Manifest | Channel::Chunk | Channel::Ack | Channel::Desired => None,
     })
 }

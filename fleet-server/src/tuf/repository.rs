@@ -432,7 +432,7 @@ mod tests {
         let second: ReleaseId = "cell/2".parse().unwrap();
         let folder = dir.path().join("r2");
         repository.publish(&second, &folder, &release(&folder, b"two"), NOW_MS).unwrap();
-        repository.withdraw(&[id.clone()], NOW_MS).unwrap();
+        repository.withdraw(std::slice::from_ref(&id), NOW_MS).unwrap();
         let trusted = device(&repository, NOW_MS).unwrap();
         assert!(trusted.release(&id).is_err() && trusted.release(&second).is_ok());
         assert_eq!(trusted.targets().unwrap().header.version, 4);

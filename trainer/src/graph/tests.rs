@@ -79,7 +79,7 @@ fn depthwise_as_matrix_products_equals_the_plain_way() {
         let graph = b.head(&x, 6, 2);
         let image = image(&graph, 1);
         assert_close(
-            &in_engine(&graph, &[image.clone()])[0],
+            &in_engine(&graph, std::slice::from_ref(&image))[0],
             &in_runtime(&write(&graph), &graph, &image)[0],
             1e-5,
         );
