@@ -36,7 +36,7 @@ impl Plan {
         golden: 124,
         stream: 400,
         frames_per_second: 5.0,
-        degrade: [None, Some(Degrade::Gamma(2.5)), Some(Degrade::Defocus(2.5))],
+        degrade: [None, Some(Degrade::Gamma(4.5)), Some(Degrade::Defocus(4.5))],
         upload_bytes_per_hour: 120_000_000,
         labels: 100,
         trial_s: 5,
