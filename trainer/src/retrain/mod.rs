@@ -61,8 +61,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             tail_macs_max: 57_000_000,
-            epochs: 3,
-            learning_rate: 0.004,
+            epochs: 2,
+            learning_rate: 0.005,
             teacher: 0.5,
             field_weight: 2.0,
             looks_max: 4,
@@ -139,11 +139,11 @@ pub fn retrain(
 
     let stage = Stage::new(sink, "quantising and judging", 0.85, 1.0);
     let versions: Vec<usize> = plan.validation.clone().collect();
-    // The decision point on all clean validation images: the gate forgives no loss there, and a matched look is trained
-    // to give the clean look's scores.
+    // On clean images the parent's reject rate stays; a matched look is trained to give the clean look's scores.
     let pixels: Vec<&Pixels> = validation.iter().map(|s| &s.pixels).collect();
-    let before = whole_logits(&team, &engine, &graph, constants, &pixels)?;
-    finish::centre(&mut graph, task, &validation.iter().map(|s| s.class).collect::<Vec<_>>(), &before);
+    let before = whole_logits(&team, &engine, &parent.graph, constants, &pixels)?;
+    let after = whole_logits(&team, &engine, &graph, constants, &pixels)?;
+    finish::keep_rate(&mut graph, task, &before, &after);
     let float = logits(&team, &engine, &graph, &cache, &versions)?;
     drop(cache);
     let float_bytes = graph::write(&graph);
