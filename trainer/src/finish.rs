@@ -120,10 +120,10 @@ pub(crate) fn finish(
     Ok(Finished { int8, validation: judged, agreement })
 }
 
-/// Books one set's figures under `name`.
+/// Books one set's figures as `SET.FIGURE`, or `SET.FIGURE.ERA` where two models are compared.
 pub(crate) fn book(
     report: &mut Report,
-    name: &str,
+    (set, era): (&str, Option<&str>),
     task: &Task,
     labels: &[usize],
     scores: &[Vec<f32>],
@@ -131,9 +131,10 @@ pub(crate) fn book(
     let m = metrics::measure(rule(task), labels, scores);
     let balanced = m.balanced_accuracy;
     for (figure, value) in [("balanced_accuracy", balanced), ("accuracy", m.accuracy), ("auc", m.auc)] {
-        report.numbers.insert(format!("{name}.{figure}"), value);
+        let era = era.map(|e| format!(".{e}")).unwrap_or_default();
+        report.numbers.insert(format!("{set}.{figure}{era}"), value);
     }
-    report.metrics.insert(name.into(), m);
+    report.metrics.insert([Some(set), era].into_iter().flatten().collect::<Vec<_>>().join("."), m);
     balanced
 }
 

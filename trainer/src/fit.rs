@@ -133,7 +133,13 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
 
     let validation_versions: Vec<usize> = (first..first + validation.pixels.len()).collect();
     let before = logits(&team, &engine, &graph, &cache, &validation_versions)?;
-    finish::book(&mut report, "validation.head_only", &task, &validation.labels(), &softmaxes(&before));
+    finish::book(
+        &mut report,
+        ("validation.head_only", None),
+        &task,
+        &validation.labels(),
+        &softmaxes(&before),
+    );
     let stage = Stage::new(sink, "fine-tuning", 0.4, 0.85);
     let class_weight = crate::train::class_weights(&labels, set.labels.len());
     let sample = |versions: Vec<usize>, class: usize| Sample {
@@ -192,10 +198,22 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
     )?;
     report.lap(&mut watch, "quantise");
     report.numbers.insert("agreement".into(), agreement);
-    finish::book(&mut report, "validation.float", &task, &validation.labels(), &softmaxes(&float));
-    finish::book(&mut report, "validation", &task, &validation.labels(), &crate::judge::scores(&judged));
+    finish::book(&mut report, ("validation.float", None), &task, &validation.labels(), &softmaxes(&float));
+    finish::book(
+        &mut report,
+        ("validation", None),
+        &task,
+        &validation.labels(),
+        &crate::judge::scores(&judged),
+    );
     let golden_judged = crate::judge::judge(&team, &int8, &manifest, &golden.refs())?;
-    finish::book(&mut report, "golden", &task, &golden.labels(), &crate::judge::scores(&golden_judged));
+    finish::book(
+        &mut report,
+        ("golden", None),
+        &task,
+        &golden.labels(),
+        &crate::judge::scores(&golden_judged),
+    );
     cancelled(stage.report(0.8))?;
 
     let golden_float = whole_logits(&team, &engine, &graph, constants, &golden.refs())?;

@@ -267,7 +267,7 @@ pub(crate) mod testing {
 
     /// Every operator once, at 8x8.
     pub(crate) fn every_operator() -> Graph {
-        let mut b = Builder::new(3, 8);
+        let mut b = Builder::new(3, 9);
         let x = b.conv(INPUT, [8, 3, 3, 3], 1, [0, 0, 1, 1], 1);
         let bn: Vec<String> = (0..4).map(|_| b.weight(&[8], 0.5)).collect();
         for v in &mut b.graph.weights.get_mut(&bn[3]).unwrap().data {

@@ -105,6 +105,7 @@ fn gradients_equal_finite_differences() {
     };
     let (_, gradients) = engine.gradients(&graph.weights, 0, &batch, &targets, &all).unwrap();
     assert_eq!(gradients.len(), all.len(), "a gradient for every weight");
+    let (mut checked, mut off) = (0, Vec::new());
     for (name, gradient) in &gradients {
         for i in [0, gradient.len() / 2, gradient.len() - 1] {
             let nudged = |by: f32| {
@@ -112,16 +113,17 @@ fn gradients_equal_finite_differences() {
                 weights.get_mut(name).unwrap().data[i] += by;
                 loss(&weights)
             };
-            // Small enough to stay clear of most kinks of clips and pools, large enough for f32.
-            let step = 2e-3;
-            let slope = (nudged(step) - nudged(-step)) / (2.0 * step as f64);
             let actual = gradient[i] as f64;
-            assert!(
-                (slope - actual).abs() < 0.02 * actual.abs() + 2e-3,
-                "{name}[{i}]: {actual}, slope {slope}"
-            );
+            // A step that meets a kink of a clip or a pool has another slope; a smaller one mostly stays clear of it.
+            let slopes =
+                [2e-3f32, 1e-3, 5e-4].map(|step| (nudged(step) - nudged(-step)) / (2.0 * step as f64));
+            checked += 1;
+            if !slopes.iter().any(|slope| (slope - actual).abs() < 0.02 * actual.abs() + 1e-3) {
+                off.push(format!("{name}[{i}]: {actual}, slopes {slopes:?}"));
+            }
         }
     }
+    assert!(checked > 40 && off.len() <= 1, "{checked} checked, off: {off:?}");
 }
 
 #[test]

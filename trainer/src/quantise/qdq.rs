@@ -263,7 +263,8 @@ mod tests {
     fn parameters_by_hand() {
         for (low, high, scale, zero_point) in [
             (0.0, 6.0, 6.0 / 255.0, 0),
-            (-1.0, 1.0, 2.0 / 255.0, 128),
+            // 1 / f32(2 / 255) is a little below 127.5.
+            (-1.0, 1.0, 2.0 / 255.0, 127),
             (-3.0, 0.0, 3.0 / 255.0, 255),
             (-0.5, 2.05, 0.01, 50),
             (0.0, 0.0, 1e-8, 0),
@@ -330,13 +331,13 @@ mod tests {
     fn every_operator_stays_close_to_float_in_the_runtime() {
         let graph = testing::every_operator();
         let (team, engine) = (Team::new().unwrap(), Engine::new(&graph).unwrap());
-        let wave = |s: usize| (0..3 * 64).map(|i| ((i * (s + 3)) as f32 * 0.37).sin()).collect::<Vec<f32>>();
+        let wave = |s: usize| (0..3 * 81).map(|i| ((i * (s + 3)) as f32 * 0.37).sin()).collect::<Vec<f32>>();
         let images: Vec<Vec<f32>> = (0..20).map(wave).collect();
         let ranges = calibrate(&team, &engine, &graph, &images).unwrap().ranges;
         let run = |bytes: &[u8], image: &[f32]| {
             let model = Model::load(bytes, &Limits::default()).unwrap();
             let mut session = Session::new(&model, &SessionOptions::default()).unwrap();
-            let tensor = Tensor::f32(vec![1, 3, 8, 8], image.to_vec()).unwrap();
+            let tensor = Tensor::f32(vec![1, 3, 9, 9], image.to_vec()).unwrap();
             let outputs = session.run(&[(INPUT, tensor)]).unwrap();
             outputs.get(graph.scores()).unwrap().as_f32().unwrap().to_vec()
         };

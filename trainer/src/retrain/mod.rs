@@ -180,8 +180,9 @@ pub fn retrain(
         let old = judge(&team, &parent.int8, &parent.manifest, &pixels)?;
         let new = judge(&team, &int8, &manifest, &pixels)?;
         if !shots.is_empty() {
-            book(&mut report, &format!("{name}.old"), task, &labels, &scores(&old));
-            book(&mut report, &format!("{name}.new"), task, &labels, &scores(&new));
+            for (era, judged) in [("old", &old), ("new", &new)] {
+                book(&mut report, (name, Some(era)), task, &labels, &scores(judged));
+            }
         }
         Ok((labels, old, new))
     };

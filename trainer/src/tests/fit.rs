@@ -91,6 +91,8 @@ fn what_cannot_work_is_said_before_any_training() {
         FitOptions { base: Base::Onnx(dir.path().join("bad.onnx")), ..good.clone() },
         "not a valid ONNX file",
     );
-    fails(FitOptions { base: Base::EfficientNetLite0(dir.path().join("bad.onnx")), ..good }, "bad.onnx");
+    let lite0 = Base::EfficientNetLite0(dir.path().join("bad.onnx"));
+    fails(FitOptions { base: lite0.clone(), ..good.clone() }, "input size 24 is not between 32 and 1024");
+    fails(FitOptions { base: lite0, size: 32, ..good }, "bad.onnx");
     assert!(!dir.path().join("out/release").exists());
 }
