@@ -19,7 +19,10 @@ pub(crate) fn run() -> Result<()> {
     shell::run("lints", shell::cargo().args(lints))?;
     // The integration tests start the programs themselves, so these must be there first.
     shell::run("build", shell::cargo().args(["build", "--workspace", "--all-targets", "--locked"]))?;
-    shell::run("tests", shell::cargo().args(["test", "--workspace", "--locked"]))
+    // One of them drives a browser over the dashboard, by a script for Node.
+    let mut tests = shell::cargo();
+    tests.args(["test", "--workspace", "--locked"]).env("ANDON_NODE", ui::node()?);
+    shell::run("tests", &mut tests)
 }
 
 /// Licences, sources, banned crates and, where the database of advisories can be reached, known vulnerabilities.

@@ -1,6 +1,10 @@
 //! The demo itself, quickly, as a person would start it.
 
-use std::{fs, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use andon_tests::demo::{Plan, Report};
 
@@ -13,6 +17,7 @@ async fn the_quick_demo_closes_the_loop() {
     let path = folder.path().join("report.json");
     let mut demo = Command::new(env!("CARGO_BIN_EXE_andon-demo"));
     demo.args(["--quick", "--exit", "--report"]).arg(&path).arg("--dir").arg(folder.path().join("demo"));
+    demo.arg("--then").args(browser());
     let output = demo.output().unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -40,4 +45,19 @@ async fn the_quick_demo_closes_the_loop() {
     for word in ["regained", "line-1", "line-2", "line-3", "solar-cell/2", "dashboard http://127.0.0.1:"] {
         assert!(said.contains(word), "{word:?} is missing in\n{said}");
     }
+    for step in ["labelled by keys", "undo takes the last one back", "no console error"] {
+        assert!(said.contains(step), "the browser did not get as far as {step:?}:\n{said}");
+    }
+}
+
+/// The dashboard's smoke test in a real browser, against the fleet as it is after the proof.
+fn browser() -> [PathBuf; 2] {
+    let ui = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join("fleet-server").join("ui");
+    assert!(
+        ui.join("dist").join("index.html").is_file(),
+        "there is no dashboard: run `cargo xtask ui`, then build again"
+    );
+    // Named by `cargo xtask test`, which fetches one where there is none.
+    let node = env::var_os("ANDON_NODE").map_or_else(|| "node".into(), PathBuf::from);
+    [node, ui.join("test").join("browser.mjs")]
 }
