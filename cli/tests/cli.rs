@@ -1,8 +1,7 @@
 //! The binary against an in-process server that plays the few routes it needs: what is sent, what is printed, and the
 //! exit status. The real server is used in the end-to-end tests of the workspace.
 
-// Helpers of tests are tests: a value that is missing is the failure.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests: a missing value is the failure")]
 
 use std::{
     collections::BTreeMap,

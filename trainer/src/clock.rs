@@ -1,5 +1,5 @@
 //! The only place that reads a clock. Training decides nothing by time; reports, leases and file dates need it.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, reason = "this is the clock module")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

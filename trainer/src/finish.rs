@@ -86,7 +86,7 @@ pub(crate) fn keep_rate(graph: &mut Graph, task: &Task, parent: &[Vec<f32>], log
 
 /// Quantises and compares. `manifest` needs only names and preprocessing to be right. `validation` and
 /// `float_logits` belong together.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "one call, at two places")]
 pub(crate) fn finish(
     team: &Team,
     engine: &Engine,

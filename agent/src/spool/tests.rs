@@ -1,3 +1,5 @@
+//! The spool on a real folder: what is put in comes out once, whatever happened in between.
+
 use std::{
     collections::BTreeSet,
     fs,

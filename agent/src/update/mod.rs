@@ -12,13 +12,11 @@
 //! It runs in a thread of its own and blocks there; the frame path knows nothing of it.
 
 pub mod fetch;
-#[cfg(test)]
-mod sim;
-#[cfg(test)]
-mod sim_disk;
 pub mod source;
 pub mod state;
 pub mod store;
+#[cfg(test)]
+mod tests;
 pub mod trial;
 pub mod trust;
 

@@ -1,3 +1,5 @@
+//! The updater's state machine, step by step.
+
 use super::*;
 
 const RULES: Rules = Rules { tries: 2 };

@@ -1,3 +1,5 @@
+//! The uplink's window against a server that loses, repeats and reorders.
+
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap},

@@ -1,3 +1,5 @@
+//! The committed `openapi.json` is what the code describes.
+
 use std::path::Path;
 
 use crate::api::openapi_text;

@@ -16,7 +16,7 @@ use andon_tests::{
     api::Api,
     clock::wait_for,
     dataset::{DataSet, TRAINING_SPLITS},
-    fleet::{self, Agent, AgentSetup, Mqtt, Programs, Server},
+    fleet::{self, Agent, AgentSetup, Mqtt, Programs, Server, succeeded},
     proxy::Proxy,
 };
 use anyhow::{Context, Result, ensure};
@@ -172,8 +172,10 @@ impl Rig {
 
     pub(crate) async fn run_first(mut self) -> Self {
         self.agent.start().unwrap();
-        fleet::roll_out(&self.api, &release(1), 1).await.unwrap();
+        let first = fleet::roll_out(&self.api, &release(1), 1).await.unwrap();
         self.wait_until_runs(1).await;
+        let over = async || succeeded(self.rollout(&first.id).await?);
+        self.wait("the first rollout to be over", over).await;
         self
     }
 

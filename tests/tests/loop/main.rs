@@ -1,7 +1,6 @@
 //! The loop, end to end, and everything that must not break it. One binary: linking is slow, and fleets must take turns.
 
-// Helpers of tests are tests: a value that is missing is the failure.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests: a missing value is the failure")]
 
 mod faults;
 mod fixture;

@@ -141,7 +141,8 @@ fn from_folders(folder: &Path, seed: u64) -> Result<DataSet, DataError> {
     let mut rows = Vec::new();
     for (class, mut images) in by_class {
         images.shuffle(&mut rng);
-        let (validation, golden) = (images.len() * 15 / 100, images.len() / 10);
+        // A small class still has one of each.
+        let (validation, golden) = ((images.len() * 15 / 100).max(1), (images.len() / 10).max(1));
         for (i, path) in images.into_iter().enumerate() {
             let split = match i {
                 _ if i < validation => "validation",

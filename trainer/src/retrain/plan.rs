@@ -122,11 +122,7 @@ pub(super) fn samples(
     let mut training = Vec::new();
     for (i, shot) in old.iter().enumerate() {
         let target = taught(i);
-        training.push(Sample {
-            versions: vec![i, old.len() + i],
-            target: target.clone(),
-            weight: weight[shot.class],
-        });
+        training.push(Sample { versions: vec![i], target: target.clone(), weight: weight[shot.class] });
         for start in &plan.looks {
             training.push(Sample {
                 versions: vec![start + i],

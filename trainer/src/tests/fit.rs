@@ -1,3 +1,5 @@
+//! First releases, end to end on a small network.
+
 use andon_protocol::{
     ids::Digest,
     release::{GoldenSet, Manifest},

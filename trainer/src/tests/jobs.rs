@@ -1,3 +1,5 @@
+//! Training jobs in their folders: claimed, done, judged, given up and taken over.
+
 use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},

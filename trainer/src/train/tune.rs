@@ -60,7 +60,7 @@ pub fn class_weights(classes: &[usize], count: usize) -> Vec<f32> {
 }
 
 /// Trains what follows the cache's cut. `validation` are samples with a target; their first version is used.
-#[allow(clippy::too_many_arguments)] // one call, at two places
+#[allow(clippy::too_many_arguments, reason = "one call, at two places")]
 pub fn tune(
     team: &Team,
     engine: &Engine,
@@ -180,7 +180,7 @@ fn loss(
     Ok(total / weight.max(1e-12))
 }
 
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the parts of one step of one loop")]
 fn batch_gradients(
     team: &Team,
     engine: &Engine,

@@ -118,7 +118,7 @@ impl Builder {
     }
 
     /// Convolution with its batch norm folded in; `shape` is channels out, channels in per group, kernel.
-    #[allow(clippy::too_many_arguments)] // the columns of a layer table
+    #[allow(clippy::too_many_arguments, reason = "the columns of a layer table")]
     fn conv(
         &mut self,
         x: &str,
@@ -158,7 +158,7 @@ impl Builder {
     }
 
     /// Inverted residual (Sandler et al. 2018): 1x1 expand, depthwise, 1x1 project, shortcut where the shape is kept.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "the columns of a layer table")]
     fn block(
         &mut self,
         x: &str,

@@ -1,7 +1,7 @@
 //! AVX2 and FMA. Bytes are widened to 16 bits and multiplied in pairs (`vpmaddwd`): exact, where the byte multiply
 //! (`vpmaddubsw`) would saturate. A product runs in tiles of up to 6 rows by 16 columns: 12 sums, 2 weights and 1
 //! input fill the 16 registers.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a named kernel module: every block says why it is safe")]
 
 use std::arch::x86_64::*;
 

@@ -18,8 +18,8 @@ use andon_protocol::{
     },
 };
 
-use super::{
-    sim_disk::{Fault, Random, SimDisk},
+use super::sim_disk::{Fault, Random, SimDisk};
+use crate::update::{
     source::{Receive, SourceError},
     *,
 };
