@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use andon_drift::Reference;
 use andon_protocol::{
     ids::{Digest, ReleaseId},
     release::{Decision, Input, Lineage, Preprocessing},
@@ -97,6 +98,12 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
     let [train, validation, golden] =
         [chosen, set.of("validation"), set.of("golden")].map(|e| read(&team, e, &task.input, &mut report));
     let (train, validation, golden) = (train?, validation?, golden?);
+    let kept_out = validation.pixels.len() + golden.pixels.len();
+    anyhow::ensure!(
+        kept_out >= Reference::FRAMES_MIN,
+        "{kept_out} validation and golden images are too few to know drift by: give at least {}, best several hundred",
+        Reference::FRAMES_MIN
+    );
     for (name, split) in [("train", &train), ("validation", &validation), ("golden", &golden)] {
         report.images.insert(name.into(), split.examples.len());
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -80,6 +81,10 @@ pub(crate) async fn another_release(folder: &Path, version: u32) -> PathBuf {
     manifest["release"] = release(version).to_string().into();
     manifest["lineage"]["parent"] = release(1).to_string().into();
     fs::write(&path, serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
+    // Another file, or the device would take the one that it has: `doc_string` (field 6) of the ONNX `ModelProto`.
+    let mut model =
+        fs::OpenOptions::new().append(true).open(copy.join("release").join("model.onnx")).unwrap();
+    model.write_all(&[6 << 3 | 2, 1, b'0' + u8::try_from(version).unwrap()]).unwrap();
     copy
 }
 

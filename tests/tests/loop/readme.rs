@@ -30,7 +30,7 @@ async fn the_commands_of_the_readme_work() {
 
     let folder = tempfile::tempdir().unwrap();
     // What the README calls the reader's own: an image folder with a folder for each class, and a classifier.
-    fixture::image_folder(&folder.path().join("my-images"), 24).unwrap();
+    fixture::image_folder(&folder.path().join("my-images"), 200).unwrap();
     fs::copy(fixture::first_release().await.join("float.onnx"), folder.path().join("my-classifier.onnx"))
         .unwrap();
 
