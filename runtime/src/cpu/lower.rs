@@ -9,7 +9,7 @@ use std::{fmt, rc::Rc};
 use super::{
     kernels::{Target, rint},
     ops,
-    plan::{BufferId, Entry, Exit, ExitForm, Operation, Plan, Quantity, Shape, Step, Tail},
+    plan::{BufferId, Entry, Exit, ExitForm, Operation, Place, Plan, Quantity, Shape, Step, Tail},
 };
 use crate::{
     graph::{Graph, NodeId, Source, ValueId},
@@ -56,7 +56,7 @@ type Finish = Rc<dyn Fn(Quantity, Target) -> Result<Box<dyn Operation>, Refusal>
 #[derive(Clone)]
 pub(super) struct Pending {
     pub(super) node: NodeId,
-    pub(super) inputs: [BufferId; 2],
+    pub(super) inputs: [Place; 2],
     pub(super) shape: Shape,
     /// Real bounds of the result: what activations leave of it. `low <= high`.
     pub(super) low: f32,
@@ -81,7 +81,7 @@ impl Pending {
         finish: impl Fn(Quantity, Target) -> Result<Box<dyn Operation>, Refusal> + 'static,
     ) -> Self {
         let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
-        let inputs = inputs.map(|a| a.buffer);
+        let inputs = inputs.map(|a| Place::whole(a.buffer, a.shape));
         Self { node, inputs, shape, low, high, finish: Rc::new(finish), float: None }
     }
 }
@@ -296,8 +296,8 @@ impl<'a> Lowering<'a> {
             Some(Form::Real(from)) if from.quantity == quantity => Ok(*from),
             Some(Form::Real(from)) => {
                 let from = *from;
-                let operation = ops::requantise(from.quantity, quantity);
-                Ok(self.step(id, [from.buffer; 2], from.shape, quantity, operation))
+                let operation = ops::requantise(from.quantity, quantity, from.shape);
+                Ok(self.step(id, [Place::whole(from.buffer, from.shape); 2], from.shape, quantity, operation))
             }
             _ => Err(Refusal::Form("what it quantises is computed in float")),
         }
@@ -306,13 +306,13 @@ impl<'a> Lowering<'a> {
     fn step(
         &mut self,
         node: NodeId,
-        inputs: [BufferId; 2],
+        inputs: [Place; 2],
         shape: Shape,
         quantity: Quantity,
         operation: Box<dyn Operation>,
     ) -> Activation {
         let buffer = self.buffer(shape);
-        self.steps.push(Step { node, inputs, output: buffer, operation });
+        self.steps.push(Step { node, inputs, output: Place::whole(buffer, shape), operation });
         Activation { buffer, shape, quantity }
     }
 

@@ -37,6 +37,55 @@ impl Shape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct BufferId(pub(super) usize);
 
+/// Where an activation lies: a buffer, or some of the channels of each of its pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) buffer: BufferId,
+    /// Bytes before the first channel of the first pixel.
+    pub(super) offset: usize,
+    /// Bytes from one pixel to the next: at least the channels.
+    pub(super) stride: usize,
+    pub(super) shape: Shape,
+}
+
+impl Place {
+    pub(super) fn whole(buffer: BufferId, shape: Shape) -> Self {
+        Self { buffer, offset: 0, stride: shape.c, shape }
+    }
+
+    /// From the first byte of the first pixel to the last of the last.
+    fn length(&self) -> usize {
+        let pixels = self.shape.h * self.shape.w;
+        pixels.checked_sub(1).map_or(0, |before| before * self.stride + self.shape.c)
+    }
+}
+
+/// An input of a step: pixel `i` has its channels from `i * stride` on; nothing comes after the last.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) stride: usize,
+}
+
+/// The output of a step. What lies between the channels of two pixels is not the step's to change.
+pub(super) struct ViewMut<'a> {
+    pub(super) bytes: &'a mut [u8],
+    pub(super) stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// The channels of each pixel, `channels` of them.
+    pub(super) fn pixels(self, channels: usize) -> impl Iterator<Item = &'a [u8]> {
+        self.bytes.chunks(self.stride.max(1)).map(move |pixel| &pixel[..channels])
+    }
+}
+
+impl ViewMut<'_> {
+    pub(super) fn pixels(&mut self, channels: usize) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_mut(self.stride.max(1)).map(move |pixel| &mut pixel[..channels])
+    }
+}
+
 /// Memory that steps use while they run, kept from one to the next.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -56,18 +105,25 @@ impl Scratch {
     }
 }
 
-/// Bytes to bytes. Implementations check their shapes when they are made: `run` gets inputs and an output of the sizes
-/// that were agreed on then.
+/// What steps have in common while they run.
+pub(super) struct Context<'a> {
+    pub(super) isa: Isa,
+    pub(super) scratch: &'a mut Scratch,
+}
+
+/// Bytes to bytes. Implementations check their shapes when they are made: `run` gets inputs and an output of the shapes
+/// that were agreed on then; only strides are news.
 pub(super) trait Operation: Send + Sync {
-    fn run(&self, isa: Isa, inputs: [&[u8]; 2], output: &mut [u8], scratch: &mut Scratch);
+    /// `inputs`: as many as the step has.
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>);
 }
 
 pub(super) struct Step {
     /// The node whose work this is.
     pub(super) node: NodeId,
     /// The second is the first again where there is only one.
-    pub(super) inputs: [BufferId; 2],
-    pub(super) output: BufferId,
+    pub(super) inputs: [Place; 2],
+    pub(super) output: Place,
     pub(super) operation: Box<dyn Operation>,
 }
 
@@ -160,20 +216,24 @@ impl Plan {
                 inputs.get(entry.input).and_then(|t| t.as_f32()).ok_or("an input is missing or not f32")?;
             quantise(values, entry, &mut arena[self.buffers[entry.buffer.0].clone()]);
         }
+        let mut context = Context { isa, scratch };
         for step in &self.steps {
-            let place = &self.buffers[step.output.0];
+            let place = &self.buffers[step.output.buffer.0];
             let (before, rest) = arena.split_at_mut(place.start);
             let (output, after) = rest.split_at_mut(place.len());
-            // What comes before the output, and what comes after it: an input never overlaps it.
-            let input = |id: BufferId| {
-                let Range { start, end } = self.buffers[id.0];
-                if end <= place.start {
+            // What comes before the output's buffer, and what comes after it: an input never lies in it.
+            let input = |from: Place| {
+                let Range { start, end } = self.buffers[from.buffer.0];
+                let buffer = if end <= place.start {
                     &before[start..end]
                 } else {
                     &after[start - place.end..end - place.end]
-                }
+                };
+                View { bytes: &buffer[from.offset..][..from.length()], stride: from.stride }
             };
-            step.operation.run(isa, step.inputs.map(input), output, scratch);
+            let bytes = &mut output[step.output.offset..][..step.output.length()];
+            let output = ViewMut { bytes, stride: step.output.stride };
+            step.operation.run(&mut context, &step.inputs.map(input), output);
         }
         self.exits.iter().map(|exit| finish(exit, &arena[self.buffers[exit.buffer.0].clone()])).collect()
     }
@@ -226,8 +286,8 @@ fn lifetimes(entries: &[Entry], steps: &[Step], exits: &[Exit], count: usize) ->
     };
     entries.iter().for_each(|entry| need(entry.buffer, 0));
     for (i, step) in steps.iter().enumerate() {
-        step.inputs.iter().for_each(|input| need(*input, i + 1));
-        need(step.output, i + 1);
+        step.inputs.iter().for_each(|input| need(input.buffer, i + 1));
+        need(step.output.buffer, i + 1);
     }
     exits.iter().for_each(|exit| need(exit.buffer, steps.len() + 1));
     lives.into_iter().map(Option::unwrap_or_default).collect()

@@ -3,9 +3,9 @@
 //! Off-spec: the zero point joins before rounding, so that exact ties go another way where it is odd.
 
 use super::super::{
-    kernels::{Isa, Sum, Target, add},
+    kernels::{Sum, Target, add},
     lower::{Lowering, Outcome, Pending, Refusal},
-    plan::{Operation, Quantity, Scratch},
+    plan::{Context, Operation, Quantity, View, ViewMut},
 };
 use crate::graph::NodeId;
 
@@ -21,15 +21,26 @@ pub(super) fn lower(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, Refu
         if ![ratio_a, ratio_b, fixed].iter().all(|v| v.abs() < 1e9) {
             return Err(Refusal::Form("its scales are too far apart"));
         }
-        Ok(Box::new(Add(Sum { ratio_a, ratio_b, fixed, low: target.low, high: target.high })))
+        let sum = Sum { ratio_a, ratio_b, fixed, low: target.low, high: target.high };
+        Ok(Box::new(Add { sum, channels: a.shape.c }))
     };
     Ok(Outcome::Pending(Pending::new(id, [a, b], a.shape, finish)))
 }
 
-struct Add(Sum);
+struct Add {
+    sum: Sum,
+    channels: usize,
+}
 
 impl Operation for Add {
-    fn run(&self, isa: Isa, inputs: [&[u8]; 2], output: &mut [u8], _: &mut Scratch) {
-        add(isa, inputs[0], inputs[1], self.0, output);
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+        let (a, b) = (inputs[0], inputs[1]);
+        if [a.stride, b.stride, output.stride] == [self.channels; 3] {
+            return add(context.isa, a.bytes, b.bytes, self.sum, output.bytes);
+        }
+        let pixels = a.pixels(self.channels).zip(b.pixels(self.channels));
+        for ((a, b), output) in pixels.zip(output.pixels(self.channels)) {
+            add(context.isa, a, b, self.sum, output);
+        }
     }
 }

@@ -6,9 +6,9 @@
 
 use super::{
     super::{
-        kernels::{Isa, Matrix, Out, Target, product, rint, widen},
+        kernels::{Matrix, Out, Target, product, rint, widen},
         lower::{Lowering, Outcome, Pending, Refusal},
-        plan::{Operation, Quantity, Scratch, Shape},
+        plan::{Context, Operation, Quantity, Scratch, Shape, View, ViewMut},
     },
     depthwise,
 };
@@ -207,16 +207,24 @@ impl Geometry {
         self.padded != self.input
     }
 
-    /// The input with `zero` around it, in `to` (at least `padded.bytes()`).
-    pub(super) fn pad(&self, input: &[u8], zero: u8, to: &mut [u8]) {
-        let (from, into) = (self.input.w * self.input.c, self.padded.w * self.padded.c);
+    /// The input with `zero` around it, pixel after pixel, in `to` (at least `padded.bytes()`).
+    pub(super) fn pad(&self, input: View<'_>, zero: u8, to: &mut [u8]) {
+        let (width, channels) = (self.input.w, self.input.c);
         let to = &mut to[..self.padded.bytes()];
         if self.has_padding() {
             to.fill(zero);
         }
-        let rows = to.chunks_exact_mut(into).skip(self.before[0]);
-        for (row, input) in rows.zip(input.chunks_exact(from)) {
-            row[self.before[1] * self.input.c..][..from].copy_from_slice(input);
+        let rows = to.chunks_exact_mut(self.padded.w * channels).skip(self.before[0]);
+        let stride = input.stride;
+        for (row, input) in rows.zip(input.bytes.chunks(width * stride)) {
+            let row = &mut row[self.before[1] * channels..][..width * channels];
+            if input.len() == row.len() {
+                row.copy_from_slice(input);
+                continue;
+            }
+            for (to, from) in row.chunks_exact_mut(channels).zip(input.chunks(stride)) {
+                to.copy_from_slice(&from[..channels]);
+            }
         }
     }
 }
@@ -230,28 +238,29 @@ struct Conv {
 }
 
 impl Operation for Conv {
-    fn run(&self, isa: Isa, inputs: [&[u8]; 2], output: &mut [u8], scratch: &mut Scratch) {
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
+        let input = inputs[0];
         let geometry = &self.geometry;
         let Some(row) = self.matrices.first().map(Matrix::row) else { return };
         let pixels = geometry.output.h * geometry.output.w;
         let batch = rows_at_once(row).min(pixels);
-        let pads = geometry.has_padding();
-        scratch.reserve(if pads { geometry.padded.bytes() } else { 0 }, batch * row);
-        let Scratch { bytes, words } = scratch;
-        let input = if pads {
-            geometry.pad(inputs[0], self.zero, bytes);
+        let copies = geometry.has_padding() || input.stride != geometry.input.c;
+        context.scratch.reserve(if copies { geometry.padded.bytes() } else { 0 }, batch * row);
+        let Scratch { bytes, words } = &mut *context.scratch;
+        let input = if copies {
+            geometry.pad(input, self.zero, bytes);
             &bytes[..geometry.padded.bytes()]
         } else {
-            inputs[0]
+            input.bytes
         };
-        let stride = geometry.output.c;
+        let ViewMut { bytes: output, stride } = output;
         for (group, matrix) in self.matrices.iter().enumerate() {
             for first in (0..pixels).step_by(batch) {
                 let rows = batch.min(pixels - first);
                 let words = &mut words[..rows * row];
                 self.gather(input, group, first, words, row);
                 let offset = first * stride + group * matrix.columns();
-                product(isa, words, rows, matrix, self.target, Out { bytes: output, stride, offset });
+                product(context.isa, words, rows, matrix, self.target, Out { bytes: output, stride, offset });
             }
         }
     }

@@ -3,8 +3,8 @@
 
 use super::{
     super::{
-        kernels::{Isa, Row, Taps, Target, depthwise},
-        plan::{Operation, Quantity, Scratch},
+        kernels::{Row, Taps, Target, depthwise},
+        plan::{Context, Operation, Quantity, View, ViewMut},
     },
     conv::{Geometry, Sums, Weights},
 };
@@ -42,16 +42,25 @@ impl Depthwise {
 }
 
 impl Operation for Depthwise {
-    fn run(&self, isa: Isa, inputs: [&[u8]; 2], output: &mut [u8], scratch: &mut Scratch) {
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
+        let input = inputs[0];
         let Geometry { padded, output: shape, strides, .. } = self.geometry;
         let size = padded.bytes() + SLACK;
-        scratch.reserve(size, 0);
-        let copy = &mut scratch.bytes[..size];
-        self.geometry.pad(inputs[0], self.zero, copy);
-        for (y, output) in output.chunks_exact_mut(shape.w * self.taps.channels()).enumerate() {
+        context.scratch.reserve(size, 0);
+        let copy = &mut context.scratch.bytes[..size];
+        self.geometry.pad(input, self.zero, copy);
+        let (channels, stride) = (self.taps.channels(), output.stride);
+        for (y, output) in output.bytes.chunks_mut(shape.w * stride).enumerate() {
             let start = y * strides[0] * padded.w * padded.c;
             let row = Row { start, step: strides[1] * padded.c, offsets: &self.offsets };
-            depthwise(isa, copy, row, &self.taps, self.target, output);
+            if stride == channels {
+                depthwise(context.isa, copy, row, &self.taps, self.target, output);
+                continue;
+            }
+            for (x, pixel) in output.chunks_mut(stride).enumerate() {
+                let row = Row { start: start + x * row.step, ..row };
+                depthwise(context.isa, copy, row, &self.taps, self.target, &mut pixel[..channels]);
+            }
         }
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::{
     super::{
-        kernels::{Isa, Matrix, Out, Target, product, widen},
+        kernels::{Matrix, Out, Target, product, widen},
         lower::{Float, Lowering, Outcome, Pending, Refusal},
-        plan::{Dense, Operation, Quantity, Scratch, Tail},
+        plan::{Context, Dense, Operation, Quantity, Tail, View, ViewMut},
     },
     conv::{Weights, is_s8},
 };
@@ -78,11 +78,12 @@ struct Gemm {
 }
 
 impl Operation for Gemm {
-    fn run(&self, isa: Isa, inputs: [&[u8]; 2], output: &mut [u8], scratch: &mut Scratch) {
-        scratch.reserve(0, self.matrix.row());
-        let words = &mut scratch.words[..self.matrix.row()];
-        widen(inputs[0], words);
-        let stride = output.len();
-        product(isa, words, 1, &self.matrix, self.target, Out { bytes: output, stride, offset: 0 });
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
+        let input = inputs[0];
+        context.scratch.reserve(0, self.matrix.row());
+        let words = &mut context.scratch.words[..self.matrix.row()];
+        widen(input.bytes, words);
+        let ViewMut { bytes, stride } = output;
+        product(context.isa, words, 1, &self.matrix, self.target, Out { bytes, stride, offset: 0 });
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{
     super::{
-        kernels::{Isa, Target, rint},
+        kernels::{Target, rint},
         lower::{Float, Lowering, Outcome, Pending, Refusal},
-        plan::{Operation, Quantity, Scratch, Shape, Tail},
+        plan::{Context, Operation, Quantity, Shape, Tail, View, ViewMut},
     },
     table::{Table, requantise_table},
 };
@@ -36,11 +36,12 @@ struct GlobalAverage {
 }
 
 impl Operation for GlobalAverage {
-    fn run(&self, _: Isa, inputs: [&[u8]; 2], output: &mut [u8], _: &mut Scratch) {
+    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
+        let input = inputs[0];
         const CHUNK: usize = 64;
-        for (chunk, output) in output.chunks_mut(CHUNK).enumerate() {
+        for (chunk, output) in output.bytes.chunks_mut(CHUNK).enumerate() {
             let mut sums = [0i32; CHUNK];
-            for pixel in inputs[0].chunks_exact(self.channels) {
+            for pixel in input.pixels(self.channels) {
                 let pixel = &pixel[chunk * CHUNK..][..output.len()];
                 sums.iter_mut().zip(pixel).for_each(|(sum, q)| *sum += i32::from(*q));
             }
@@ -64,7 +65,8 @@ pub(super) fn lower_max(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         // The largest byte has the largest value, so that a change of meaning can come after.
         let table = requantise_table(input.quantity, result).map(|q| q.clamp(target.low, target.high));
-        Ok(Box::new(Max { window: window.clone(), input: input.shape, output, table: Table(table) }))
+        let table = Table { bytes: table, channels: input.shape.c };
+        Ok(Box::new(Max { window: window.clone(), input: input.shape, output, table }))
     };
     Ok(Outcome::Pending(Pending::new(id, [input; 2], output, finish)))
 }
@@ -77,7 +79,8 @@ struct Max {
 }
 
 impl Operation for Max {
-    fn run(&self, _: Isa, inputs: [&[u8]; 2], output: &mut [u8], _: &mut Scratch) {
+    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+        let input = inputs[0];
         let Shape { h, w, c } = self.input;
         let (top, left) = (self.window.pads(0, h).0, self.window.pads(1, w).0);
         let [kernel, strides, dilations] =
@@ -87,15 +90,15 @@ impl Operation for Max {
             let taps = (0..kernel[d]).map(move |k| (out * strides[d] + k * dilations[d]).checked_sub(before));
             taps.flatten().filter(move |at| *at < size)
         };
-        for (i, pixel) in output.chunks_exact_mut(c).enumerate() {
+        for (i, pixel) in output.pixels(c).enumerate() {
             pixel.fill(0);
             for y in inside(0, i / self.output.w, top, h) {
                 for x in inside(1, i % self.output.w, left, w) {
-                    let from = &inputs[0][(y * w + x) * c..][..c];
+                    let from = &input.bytes[(y * w + x) * input.stride..][..c];
                     pixel.iter_mut().zip(from).for_each(|(out, q)| *out = (*out).max(*q));
                 }
             }
+            self.table.apply(pixel);
         }
-        self.table.apply(output);
     }
 }

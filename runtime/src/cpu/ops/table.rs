@@ -3,30 +3,41 @@
 //! Relu and Clip right behind another operator cost nothing: they narrow the bounds of its result.
 
 use super::super::{
-    kernels::{Isa, Target, rint},
+    kernels::{Target, rint},
     lower::{Lowering, Outcome, Pending, Refusal},
-    plan::{Operation, Quantity, Scratch},
+    plan::{Context, Operation, Quantity, Shape, View, ViewMut},
 };
 use crate::graph::NodeId;
 
-pub(super) struct Table(pub(super) [u8; 256]);
+pub(super) struct Table {
+    pub(super) bytes: [u8; 256],
+    /// Of a pixel.
+    pub(super) channels: usize,
+}
 
 impl Table {
     pub(super) fn apply(&self, bytes: &mut [u8]) {
-        bytes.iter_mut().for_each(|q| *q = self.0[usize::from(*q)]);
+        bytes.iter_mut().for_each(|q| *q = self.bytes[usize::from(*q)]);
     }
 }
 
 impl Operation for Table {
-    fn run(&self, _: Isa, inputs: [&[u8]; 2], output: &mut [u8], _: &mut Scratch) {
-        output.copy_from_slice(inputs[0]);
-        self.apply(output);
+    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+        let input = inputs[0];
+        if [input.stride, output.stride] == [self.channels; 2] {
+            output.bytes.copy_from_slice(input.bytes);
+            return self.apply(output.bytes);
+        }
+        for (output, input) in output.pixels(self.channels).zip(input.pixels(self.channels)) {
+            output.copy_from_slice(input);
+            self.apply(output);
+        }
     }
 }
 
 /// The bytes of the same real values under another scale and zero point.
-pub(crate) fn requantise(from: Quantity, to: Quantity) -> Box<dyn Operation> {
-    Box::new(Table(requantise_table(from, to)))
+pub(crate) fn requantise(from: Quantity, to: Quantity, shape: Shape) -> Box<dyn Operation> {
+    Box::new(Table { bytes: requantise_table(from, to), channels: shape.c })
 }
 
 pub(super) fn requantise_table(from: Quantity, to: Quantity) -> [u8; 256] {
@@ -54,9 +65,8 @@ pub(super) fn lower_clamp(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome
     }
     let input = lowering.activation(id, 0)?;
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
-        Ok(Box::new(Table(
-            requantise_table(input.quantity, result).map(|q| q.clamp(target.low, target.high)),
-        )))
+        let bytes = requantise_table(input.quantity, result).map(|q| q.clamp(target.low, target.high));
+        Ok(Box::new(Table { bytes, channels: input.shape.c }))
     };
     let clamp = |v: f32| v.max(low).min(high);
     let pending = Pending::new(id, [input; 2], input.shape, finish);
