@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    cpu::{Cpu, Summary},
+    cpu::{Part, Sketch, StepKind, StepSummary, Summary},
     graph::{Graph, NodeId},
     model::Model,
     shape::{self, Shapes},
@@ -16,7 +16,7 @@ pub struct Row {
     pub operator: String,
     pub engine: &'static str,
     /// Why that engine.
-    pub why: &'static str,
+    pub why: String,
     /// Of the first output, where it is known.
     pub shape: Option<Vec<usize>>,
     /// Elements of the constants it reads.
@@ -25,11 +25,25 @@ pub struct Row {
     pub macs: Option<u64>,
 }
 
+/// A step of the plan, where the engine has one, in the order in which they run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanStep {
+    /// The node whose work it is; of several the first.
+    pub node: String,
+    /// What it does: `int8`, `import`, `export`, `plain` or `tract`.
+    pub kind: &'static str,
+    /// Nodes that it does the work of, where that is more than the engine fuses.
+    pub nodes: usize,
+    /// Where its output begins in the arena and how many bytes it has, if it lies there.
+    pub output: Option<(usize, usize)>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     pub model: String,
     pub opset: i64,
     pub rows: Vec<Row>,
+    pub steps: Vec<PlanStep>,
     pub embedding: Option<String>,
     /// What runs it, with how many steps, or why not the faster one.
     pub engine: String,
@@ -45,18 +59,25 @@ impl Explanation {
         let graph = model.graph();
         // The shapes passed when the model was loaded.
         let shapes = model.shapes(&model.closed_inputs()).ok();
-        let plan =
-            shapes.as_ref().map(|shapes| Cpu::new(graph, shapes, &model.wanted()).map(|cpu| cpu.summary()));
-        let (engine, steps) = match plan {
-            Some(Ok(Summary { isa, steps, arena_bytes })) => (
-                format!("cpu ({isa}), {} steps, arena {} bytes", steps.len(), grouped(arena_bytes as u64)),
-                Some(steps),
-            ),
-            Some(Err(refused)) => (format!("tract, not cpu: {refused}"), None),
+        let wanted = model.wanted();
+        let (engine, summary) = match &shapes {
+            Some(shapes) => engine(Sketch::new(graph, shapes, &wanted)),
             None => ("tract, not cpu: the input's size is open".into(), None),
         };
+        let (parts, steps) = summary.map(|s| (s.parts, s.steps)).unzip();
+        let step = |step: StepSummary| {
+            let (kind, nodes) = match step.kind {
+                StepKind::Bytes => ("int8", 1),
+                StepKind::Import => ("import", 1),
+                StepKind::Export => ("export", 1),
+                StepKind::Plain => ("plain", 1),
+                StepKind::Island(nodes) => ("tract", nodes),
+            };
+            PlanStep { node: graph.node(step.node).name.clone(), kind, nodes, output: step.output }
+        };
+        let steps = steps.into_iter().flatten().map(step).collect();
         let rows: Vec<Row> =
-            graph.nodes().map(|(id, _, _)| row(graph, shapes.as_ref(), steps.as_deref(), id)).collect();
+            graph.nodes().map(|(id, _, _)| row(graph, shapes.as_ref(), parts.as_deref(), id)).collect();
         let elements = |t: &crate::onnx::TensorProto| t.elements().unwrap_or(0) as u64;
         Self {
             model: model.name().into(),
@@ -67,22 +88,48 @@ impl Explanation {
             macs: rows.iter().map(|row| row.macs).sum(),
             engine,
             rows,
+            steps,
         }
     }
 }
 
-fn row(graph: &Graph, shapes: Option<&Shapes>, steps: Option<&[NodeId]>, id: NodeId) -> Row {
+/// What runs the network, and what becomes of each node where that is known.
+fn engine(sketch: Sketch<'_>) -> (String, Option<Summary>) {
+    if !sketch.has_byte_steps() {
+        let why = sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into());
+        return (format!("tract, not cpu: {why}"), None);
+    }
+    match sketch.build() {
+        Ok(cpu) => {
+            let summary = cpu.summary();
+            let Summary { isa, steps, arena_bytes, .. } = &summary;
+            let islands = steps.iter().filter(|s| matches!(s.kind, StepKind::Island(_))).count();
+            let islands = if islands > 0 { format!(", {islands} of them on tract") } else { String::new() };
+            let arena = grouped(*arena_bytes as u64);
+            (format!("cpu ({isa}), {} steps{islands}, arena {arena} bytes", steps.len()), Some(summary))
+        }
+        Err(why) => (format!("tract, not cpu: {why}"), None),
+    }
+}
+
+fn row(graph: &Graph, shapes: Option<&Shapes>, parts: Option<&[Part]>, id: NodeId) -> Row {
     let (node, proto) = (graph.node(id), graph.proto(id));
     let constants = node.inputs.iter().flatten().filter_map(|v| graph.constant(*v));
     let output = node.outputs.first().copied().flatten();
     Row {
         node: node.name.clone(),
         operator: proto.op_type.clone(),
-        engine: if steps.is_some() { "cpu" } else { "tract" },
-        why: match steps {
-            Some(steps) if steps.contains(&id) => "int8 step",
-            Some(_) => "part of a step",
-            None => "whole model",
+        engine: match parts.map(|parts| parts[id.index()]) {
+            Some(Part::Island(_)) | None => "tract",
+            Some(_) => "cpu",
+        },
+        why: match parts.map(|parts| parts[id.index()]) {
+            Some(Part::Step) => "int8 step".into(),
+            Some(Part::Fused) => "part of a step".into(),
+            Some(Part::Nothing) => "nothing to compute".into(),
+            Some(Part::Plain(Some(why)) | Part::Island(Some(why))) => why.to_string(),
+            Some(Part::Plain(None) | Part::Island(None)) => "what it reads is no int8".into(),
+            None => "whole model".into(),
         },
         shape: output.and_then(|v| shapes?.of(v)).map(<[usize]>::to_vec),
         parameters: constants.map(|t| t.elements().unwrap_or(0) as u64).sum(),
@@ -99,7 +146,7 @@ impl fmt::Display for Explanation {
                 shorten(&row.node),
                 row.operator.clone(),
                 row.engine.into(),
-                row.why.into(),
+                row.why.clone(),
                 row.shape.as_ref().map_or("?".into(), |dims| format!("{dims:?}")),
                 grouped(row.parameters),
                 count(row.macs),
@@ -120,7 +167,7 @@ impl fmt::Display for Explanation {
             }
             writeln!(f)?;
         }
-        let Self { model, opset, rows, embedding, engine, parameters, constant_bytes, macs } = self;
+        let Self { model, opset, rows, embedding, engine, parameters, constant_bytes, macs, .. } = self;
         let embedding = embedding.as_deref().unwrap_or("none");
         writeln!(
             f,
@@ -176,7 +223,7 @@ mod tests {
         assert!(text.ends_with(&format!("{totals}{engine}")), "{text}");
         let quantised = model(qdq_proto()).explain();
         assert_eq!(quantised.macs, Some(20));
-        assert!(quantised.engine.starts_with("cpu (") && quantised.engine.contains("2 steps"), "{quantised}");
+        assert!(quantised.engine.starts_with("cpu (") && quantised.engine.contains(" steps"), "{quantised}");
     }
 
     #[test]

@@ -20,8 +20,15 @@ impl ValueId {
 }
 
 /// A node of a graph: an index into [`Graph::nodes`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct NodeId(u32);
+
+impl NodeId {
+    /// From 0 to below the number of nodes; for tables with one entry a node.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -48,6 +55,8 @@ pub struct Node {
     /// `None` where an optional input is left out.
     pub inputs: Vec<Option<ValueId>>,
     pub outputs: Vec<Option<ValueId>>,
+    /// What only its bodies read (`If`, `Loop`, `Scan`).
+    pub captures: Vec<ValueId>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -172,6 +181,12 @@ impl Graph {
         }
     }
 
+    /// All that a node reads: inputs that are there, and what its bodies capture.
+    pub fn reads(&self, id: NodeId) -> impl Iterator<Item = ValueId> {
+        let node = self.node(id);
+        node.inputs.iter().flatten().chain(&node.captures).copied()
+    }
+
     /// What the file says about intermediate values.
     pub fn declared(&self) -> impl Iterator<Item = &ValueInfoProto> {
         self.graph().value_info.iter().chain(&self.graph().output)
@@ -278,16 +293,15 @@ impl Builder {
             let inputs =
                 proto.input.iter().map(|input| self.read(input, proto, &name)).collect::<Result<_, _>>()?;
             // Values that only a body reads: counted, so that nothing takes them for unused.
-            for captured in captures(proto) {
-                self.read(captured, proto, &name)?;
-            }
+            let captured = captures(proto).into_iter().map(|captured| self.read(captured, proto, &name));
+            let captures = captured.filter_map(Result::transpose).collect::<Result<_, _>>()?;
             let mut outputs = Vec::with_capacity(proto.output.len());
             for output in &proto.output {
                 let by = || format!("node {name:?} ({})", proto.op_type);
                 let id = (!output.is_empty()).then(|| self.add(output, Source::Node(NodeId(i as u32)), by));
                 outputs.push(id.transpose()?);
             }
-            nodes.push(Node { name, inputs, outputs });
+            nodes.push(Node { name, inputs, outputs, captures });
         }
         Ok(nodes)
     }

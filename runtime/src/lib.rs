@@ -16,13 +16,14 @@ mod graph;
 mod image;
 mod model;
 pub mod onnx;
+mod plain;
 mod preprocess;
 mod session;
 pub mod shape;
 mod tensor;
 
 pub use classifier::{Classifier, ClassifierSpec, Judgement, softmax};
-pub use explain::{Explanation, Row};
+pub use explain::{Explanation, PlanStep, Row};
 pub use graph::{Graph, GraphError, Node, NodeId, Source, Value, ValueId};
 pub use image::{Image, ImageError, ImageLimits};
 pub use model::{LoadError, Model, Port};

@@ -1,12 +1,17 @@
-//! Shapes of the values of a graph, as far as they follow from the inputs' shapes.
+//! Shapes and types of the values of a graph, as far as they follow from the inputs' shapes; and values that follow
+//! from constants and shapes alone.
 //!
 //! Serves the reader of `explain`, the estimate of memory before an engine allocates any, and planning. Knows the
 //! operators that vision networks are made of; for others it falls back to what the file declares, or knows nothing,
 //! which is no error. It is one when an operator it knows cannot work on what it is given.
 
+use std::collections::HashMap;
+
 use crate::{
     graph::{Graph, NodeId, ValueId},
-    onnx::{Limits, NodeProto},
+    onnx::{DataType, Limits, NodeProto, TensorProto},
+    plain::{self, sliced, split_sizes, squeezed, unsqueezed},
+    tensor::Tensor,
 };
 
 /// Dimensions of a value; `None` where they are not known.
@@ -21,13 +26,28 @@ pub struct ShapeMismatch {
     pub actual: String,
 }
 
-/// One shape for each value, by [`ValueId`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shapes(Vec<Shape>);
+/// What is known of each value before anything runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shapes {
+    /// By [`ValueId`], as are the types.
+    dims: Vec<Shape>,
+    types: Vec<Option<DataType>>,
+    /// Values of nodes that read nothing but constants and shapes.
+    folded: HashMap<ValueId, TensorProto>,
+}
 
 impl Shapes {
     pub fn of(&self, id: ValueId) -> Option<&[usize]> {
-        self.0[id.index()].as_deref()
+        self.dims[id.index()].as_deref()
+    }
+
+    pub fn data_type(&self, id: ValueId) -> Option<DataType> {
+        self.types[id.index()]
+    }
+
+    /// A constant of the file, or one that follows from others and from shapes.
+    pub fn constant<'a>(&'a self, graph: &'a Graph, id: ValueId) -> Option<&'a TensorProto> {
+        graph.constant(id).or_else(|| self.folded.get(&id))
     }
 
     pub fn elements(&self, id: ValueId) -> Option<usize> {
@@ -41,23 +61,44 @@ pub fn infer(
     inputs: &[(ValueId, Vec<usize>)],
     limits: &Limits,
 ) -> Result<Shapes, ShapeMismatch> {
-    let mut shapes = Shapes(vec![None; graph.value_count()]);
+    let count = graph.value_count();
+    let mut shapes = Shapes { dims: vec![None; count], types: vec![None; count], folded: HashMap::new() };
     for (id, tensor) in graph.values().filter_map(|id| Some((id, graph.constant(id)?))) {
-        shapes.0[id.index()] = tensor.shape();
+        shapes.dims[id.index()] = tensor.shape();
+        shapes.types[id.index()] = tensor.element_type().ok();
     }
     for (id, dims) in inputs.iter().filter(|(_, dims)| fits(dims, limits)) {
-        shapes.0[id.index()] = Some(dims.clone());
+        shapes.dims[id.index()] = Some(dims.clone());
+    }
+    for (id, info) in graph.inputs() {
+        shapes.types[id.index()] = info.data_type();
     }
     for info in graph.declared() {
         let Some(id) = graph.find(&info.name) else { continue };
+        shapes.types[id.index()] = info.data_type();
         let known: Option<Vec<usize>> = info.dims().and_then(|dims| dims.into_iter().collect());
         let known = known.filter(|dims| fits(dims, limits));
         // What the file declares holds only for the sizes it was written for; it is kept if the inputs have them.
         if known.is_some() && declares(graph, inputs) {
-            shapes.0[id.index()] = known;
+            shapes.dims[id.index()] = known;
         }
     }
-    for (id, node, _) in graph.nodes() {
+    for (id, node, proto) in graph.nodes() {
+        for (at, output) in node.outputs.iter().enumerate() {
+            let Some(output) = output else { continue };
+            let input = |i: usize| node.inputs.get(i).copied().flatten().and_then(|v| shapes.data_type(v));
+            if let Some(known) = type_rule(proto, at, input) {
+                shapes.types[output.index()] = Some(known);
+            }
+        }
+        if let Some(values) = fold(graph, &shapes, id) {
+            for (output, value) in node.outputs.iter().zip(values) {
+                let Some(output) = output else { continue };
+                shapes.dims[output.index()] = Some(value.shape().to_vec());
+                shapes.folded.insert(*output, value.to_proto(&graph.value(*output).name));
+            }
+            continue;
+        }
         let outputs = rule(graph, &shapes, id)?;
         for (output, dims) in node.outputs.iter().zip(outputs) {
             let (Some(output), Some(dims)) = (output, dims) else { continue };
@@ -68,7 +109,7 @@ pub fn infer(
                 );
                 return Err(mismatch(graph, id, expected, format!("{dims:?}")));
             }
-            shapes.0[output.index()] = Some(dims);
+            shapes.dims[output.index()] = Some(dims);
         }
     }
     Ok(shapes)
@@ -92,6 +133,73 @@ fn declares(graph: &Graph, inputs: &[(ValueId, Vec<usize>)]) -> bool {
     })
 }
 
+/// The outputs of a node that reads nothing but constants and shapes, where there is an operator of ours.
+fn fold(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<Vec<Tensor>> {
+    const ELEMENTS_MAX: usize = 16 << 20;
+    let (node, proto) = (graph.node(id), graph.proto(id));
+    // A dequantised constant is more than its values, and weights of products are not folded ones.
+    let never = matches!(&*proto.op_type, "DequantizeLinear" | "Conv" | "MatMul" | "Gemm");
+    if never || (proto.op_type == "Constant" && proto.tensor("value").is_some()) {
+        return None;
+    }
+    let call = plain::Call::of(graph, id)?;
+    let mut inputs = Vec::with_capacity(node.inputs.len());
+    for value in &node.inputs {
+        inputs.push(match value {
+            None => None,
+            Some(value) if matches!(&*proto.op_type, "Shape" | "Size") => {
+                Some(Tensor::shape_only(shapes.of(*value)?))
+            }
+            Some(value) => {
+                let constant = shapes.constant(graph, *value)?;
+                let small = constant.elements().is_some_and(|n| n <= ELEMENTS_MAX);
+                Some(Tensor::from_proto(constant).ok().filter(|_| small)?)
+            }
+        });
+    }
+    let outputs = call.run(&inputs.iter().map(Option::as_ref).collect::<Vec<_>>()).ok()?;
+    let all = outputs.len() == node.outputs.len();
+    (all && outputs.iter().all(|t| t.data().len() <= ELEMENTS_MAX)).then_some(outputs)
+}
+
+/// Type of output `at` of a node; `None` where the rule is not known.
+fn type_rule(proto: &NodeProto, at: usize, input: impl Fn(usize) -> Option<DataType>) -> Option<DataType> {
+    let named = |name: &str| proto.int(name).and_then(|t| DataType::try_from(i32::try_from(t).ok()?).ok());
+    match (proto.op_type.as_str(), at) {
+        ("ArgMax" | "ArgMin" | "NonMaxSuppression" | "NonZero" | "Shape" | "Size", _)
+        | ("TopK" | "MaxPool", 1) => Some(DataType::Int64),
+        (
+            "And" | "Equal" | "Greater" | "GreaterOrEqual" | "IsInf" | "IsNaN" | "Less" | "LessOrEqual"
+            | "Not" | "Or" | "Xor",
+            _,
+        )
+        | ("Dropout", 1) => Some(DataType::Bool),
+        ("Cast", _) => named("to"),
+        ("QuantizeLinear", _) => match input(2) {
+            None => {
+                Some(named("output_dtype").filter(|t| *t != DataType::Undefined).unwrap_or(DataType::Uint8))
+            }
+            known => known,
+        },
+        ("DequantizeLinear", _) => input(1),
+        ("DynamicQuantizeLinear", 1) => Some(DataType::Float),
+        ("DynamicQuantizeLinear", _) => Some(DataType::Uint8),
+        ("ConvInteger" | "MatMulInteger", _) => Some(DataType::Int32),
+        ("QLinearConv" | "QLinearMatMul", _) => input(7),
+        ("Where", _) => input(1),
+        ("Constant" | "ConstantOfShape", _) => match proto.tensor("value") {
+            Some(value) => value.element_type().ok(),
+            None if proto.attribute("value_ints").or(proto.attribute("value_int")).is_some() => {
+                Some(DataType::Int64)
+            }
+            None => Some(DataType::Float),
+        },
+        ("If" | "Loop" | "Scan" | "Optional" | "OptionalGetElement", _) => None,
+        (operator, _) if operator.starts_with("Sequence") => None,
+        _ => input(0),
+    }
+}
+
 fn mismatch(graph: &Graph, id: NodeId, expected: String, actual: String) -> ShapeMismatch {
     let operator = graph.proto(id).op_type.clone();
     ShapeMismatch { node: graph.node(id).name.clone(), operator, expected, actual }
@@ -105,7 +213,10 @@ fn keeps_shape(operator: &str) -> bool {
             | "BatchNormalization"
             | "Cast"
             | "Ceil"
+            | "Celu"
             | "Clip"
+            | "Cos"
+            | "CumSum"
             | "DequantizeLinear"
             | "Dropout"
             | "Elu"
@@ -113,29 +224,40 @@ fn keeps_shape(operator: &str) -> bool {
             | "Exp"
             | "Floor"
             | "Gelu"
+            | "GroupNormalization"
             | "HardSigmoid"
             | "HardSwish"
+            | "Hardmax"
             | "Identity"
             | "InstanceNormalization"
+            | "IsInf"
+            | "IsNaN"
+            | "LRN"
             | "LayerNormalization"
             | "LeakyRelu"
             | "Log"
             | "LogSoftmax"
             | "Mish"
+            | "MeanVarianceNormalization"
             | "Neg"
+            | "Not"
             | "PRelu"
             | "QuantizeLinear"
+            | "RMSNormalization"
             | "Reciprocal"
             | "Relu"
             | "Round"
             | "Selu"
             | "Sigmoid"
             | "Sign"
+            | "Sin"
             | "Softmax"
             | "Softplus"
             | "Softsign"
             | "Sqrt"
             | "Tanh"
+            | "ThresholdedRelu"
+            | "Trilu"
     )
 }
 
@@ -145,8 +267,13 @@ fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Shape>, ShapeM
     let input = |i: usize| node.inputs.get(i).copied().flatten().and_then(|v| shapes.of(v));
     let fail = |expected: &str, actual: String| mismatch(graph, id, expected.into(), actual);
     let one = |dims: Shape| Ok(vec![dims]);
+    // A list that newer versions have as an input and older ones as an attribute.
+    let list = |i: usize, name: &str| match node.inputs.get(i).copied().flatten() {
+        Some(_) => constant_ints(graph, shapes, node.inputs.get(i)),
+        None => proto.ints(name).map(<[i64]>::to_vec),
+    };
     if proto.op_type == "ConstantOfShape" {
-        return one(constant_ints(graph, node.inputs.first()).and_then(|dims| sizes(&dims)));
+        return one(constant_ints(graph, shapes, node.inputs.first()).and_then(|dims| sizes(&dims)));
     }
     let Some(first) = input(0) else { return Ok(vec![]) };
     match proto.op_type.as_str() {
@@ -170,6 +297,16 @@ fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Shape>, ShapeM
             if !fits {
                 let actual = format!("input {first:?}, weights {weight:?}, group {groups}");
                 return Err(fail("input [N, C, …] and weights [M, C / group, …]", actual));
+            }
+            let kernel = proto.ints("kernel_shape").and_then(sizes);
+            if kernel.as_ref().is_some_and(|kernel| kernel != &weight[2..]) {
+                return Err(fail(
+                    "weights of the kernel's size",
+                    format!("kernel {kernel:?}, weights {weight:?}"),
+                ));
+            }
+            if input(2).is_some_and(|bias| *bias != weight[..1]) {
+                return Err(fail("a bias for each output", format!("{:?} for {}", input(2), weight[0])));
             }
             let window = Window::of(proto, &weight[2..]);
             let spatial = window.and_then(|w| w.output(&first[2..]));
@@ -211,13 +348,13 @@ fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Shape>, ShapeM
             let order = proto.ints("perm").unwrap_or(&default).iter();
             one(order.map(|p| usize::try_from(*p).ok().and_then(|p| first.get(p).copied())).collect())
         }
-        "Reshape" => one(constant_ints(graph, node.inputs.get(1)).and_then(|to| reshape(first, &to, proto))),
+        "Reshape" => one(list(1, "shape").and_then(|to| reshape(first, &to, proto))),
         "Expand" => {
-            let to = constant_ints(graph, node.inputs.get(1)).and_then(|dims| sizes(&dims));
+            let to = list(1, "shape").and_then(|dims| sizes(&dims));
             one(to.and_then(|to| broadcast(first, &to)))
         }
         "Tile" => {
-            let repeats = constant_ints(graph, node.inputs.get(1)).and_then(|dims| sizes(&dims));
+            let repeats = list(1, "repeats").and_then(|dims| sizes(&dims));
             let repeats = repeats.filter(|r| r.len() == first.len());
             one(repeats.map(|r| first.iter().zip(r).map(|(d, r)| d.saturating_mul(r)).collect()))
         }
@@ -225,6 +362,108 @@ fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Shape>, ShapeM
             let parts: Option<Vec<&[usize]>> = (0..node.inputs.len()).map(input).collect();
             one(parts.and_then(|parts| concat(&parts, proto.int("axis")?)))
         }
+        "Split" => {
+            let sizes = list(1, "split");
+            if sizes.is_none() && node.inputs.get(1).is_some_and(Option::is_some) {
+                return Ok(vec![]);
+            }
+            let Some(d) = axis(proto.int("axis").unwrap_or(0), first.len()) else { return Ok(vec![]) };
+            let parts = split_sizes(first[d], sizes.as_deref(), node.outputs.len());
+            let parts = parts.ok_or_else(|| fail("sizes that add up", format!("{sizes:?} of {first:?}")))?;
+            let part = |size: usize| Some([&first[..d], &[size], &first[d + 1..]].concat());
+            Ok(parts.into_iter().map(part).collect())
+        }
+        "Slice" => {
+            let (Some(starts), Some(ends)) = (list(1, "starts"), list(2, "ends")) else { return Ok(vec![]) };
+            if [3, 4]
+                .iter()
+                .any(|i| node.inputs.get(*i).is_some_and(Option::is_some) && list(*i, "").is_none())
+            {
+                return Ok(vec![]);
+            }
+            let along = sliced(first, &starts, &ends, list(3, "axes").as_deref(), list(4, "").as_deref());
+            one(along.ok().map(|along| along.iter().map(Vec::len).collect()))
+        }
+        "Squeeze" => {
+            let axes = list(1, "axes");
+            if axes.is_none() && node.inputs.get(1).is_some_and(Option::is_some) {
+                return Ok(vec![]);
+            }
+            one(squeezed(first, axes.as_deref()).ok())
+        }
+        "Unsqueeze" => one(list(1, "axes").and_then(|axes| unsqueezed(first, &axes).ok())),
+        "Gather" => {
+            let d = axis(proto.int("axis").unwrap_or(0), first.len()).filter(|d| *d < first.len());
+            one(d.zip(input(1)).map(|(d, indices)| [&first[..d], indices, &first[d + 1..]].concat()))
+        }
+        op if op.starts_with("Reduce") => {
+            let axes = list(1, "axes");
+            if axes.is_none() && node.inputs.get(1).is_some_and(Option::is_some) {
+                return Ok(vec![]);
+            }
+            let axes: Option<Vec<usize>> =
+                axes.unwrap_or_default().iter().map(|a| axis(*a, first.len())).collect();
+            let Some(axes) = axes else { return Ok(vec![]) };
+            if axes.is_empty() && proto.int("noop_with_empty_axes") == Some(1) {
+                return one(Some(first.to_vec()));
+            }
+            let reduced = |d: usize| axes.is_empty() || axes.contains(&d);
+            let keeps = proto.int("keepdims").unwrap_or(1) != 0;
+            let dim = |d: usize| if reduced(d) { keeps.then_some(1) } else { Some(first[d]) };
+            one(Some((0..first.len()).filter_map(dim).collect()))
+        }
+        "ArgMax" | "ArgMin" => {
+            let Some(d) = axis(proto.int("axis").unwrap_or(0), first.len()) else { return Ok(vec![]) };
+            let keeps = proto.int("keepdims").unwrap_or(1) != 0;
+            let dim = |i: usize| if i == d { keeps.then_some(1) } else { Some(first[i]) };
+            one(Some((0..first.len()).filter_map(dim).collect()))
+        }
+        "Pad" => {
+            let Some(pads) = list(1, "pads").filter(|_| node.inputs.get(3).copied().flatten().is_none())
+            else {
+                return Ok(vec![]);
+            };
+            let rank = first.len();
+            let dim = |d: usize| {
+                let pads = pads.get(d)?.checked_add(*pads.get(d + rank)?)?;
+                usize::try_from(pads.checked_add(first[d] as i64)?).ok()
+            };
+            one((0..rank).map(dim).collect())
+        }
+        "Resize" | "Upsample" => one(resize(graph, shapes, id, first)),
+        "DepthToSpace" => {
+            let ([n, c, h, w], Some(b)) =
+                (first, proto.int("blocksize").and_then(|b| usize::try_from(b).ok()))
+            else {
+                return Ok(vec![]);
+            };
+            let area = b.checked_mul(b).filter(|area| *area > 0 && c % area == 0);
+            let sides = h.checked_mul(b).zip(w.checked_mul(b));
+            one(area.zip(sides).map(|(area, (h, w))| vec![*n, c / area, h, w]))
+        }
+        "SpaceToDepth" => {
+            let ([n, c, h, w], Some(b)) =
+                (first, proto.int("blocksize").and_then(|b| usize::try_from(b).ok()))
+            else {
+                return Ok(vec![]);
+            };
+            let fits = b > 0 && h % b == 0 && w % b == 0;
+            one(c
+                .checked_mul(b)
+                .and_then(|c| c.checked_mul(b))
+                .filter(|_| fits)
+                .map(|c| vec![*n, c, h / b, w / b]))
+        }
+        "Where" | "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "And" | "Or" | "Xor"
+        | "Mod" => {
+            let rest: Option<Vec<&[usize]>> = (1..node.inputs.len()).map(input).collect();
+            let all = |rest: Vec<&[usize]>| {
+                rest.iter().try_fold(first.to_vec(), |dims, other| broadcast(&dims, other))
+            };
+            one(rest.and_then(all))
+        }
+        "ConvTranspose" => one(input(1).and_then(|weight| transposed(proto, first, weight))),
+        "DynamicQuantizeLinear" => Ok(vec![Some(first.to_vec()), Some(vec![]), Some(vec![])]),
         _ => Ok(vec![]),
     }
 }
@@ -341,15 +580,75 @@ fn matmul(a: &[usize], b: &[usize]) -> Shape {
     Some(dims)
 }
 
-pub(crate) fn constant_ints(graph: &Graph, id: Option<&Option<ValueId>>) -> Option<Vec<i64>> {
-    graph.constant(id.copied().flatten()?)?.to_i64().ok()
+fn constant_ints(graph: &Graph, shapes: &Shapes, id: Option<&Option<ValueId>>) -> Option<Vec<i64>> {
+    let tensor = shapes.constant(graph, id.copied().flatten()?)?;
+    let narrow = || tensor.to_i32().map(|v| v.into_iter().map(i64::from).collect());
+    tensor.to_i64().or_else(|_| narrow()).ok()
+}
+
+/// Sizes after a Resize 10 to 19, or an Upsample 7 or 9, of which scales or sizes are constants.
+fn resize(graph: &Graph, shapes: &Shapes, id: NodeId, first: &[usize]) -> Shape {
+    let (node, proto) = (graph.node(id), graph.proto(id));
+    let input = |i: usize| node.inputs.get(i).copied().flatten();
+    let axes: Vec<usize> = match proto.ints("axes") {
+        Some(axes) => axes.iter().map(|a| axis(*a, first.len())).collect::<Option<_>>()?,
+        None => (0..first.len()).collect(),
+    };
+    let mut dims = first.to_vec();
+    if let Some(to) = input(3).and_then(|_| constant_ints(graph, shapes, node.inputs.get(3))) {
+        if proto.string("keep_aspect_ratio_policy").unwrap_or("stretch") != "stretch" {
+            return None;
+        }
+        for (d, to) in axes.iter().zip(&to) {
+            *dims.get_mut(*d)? = usize::try_from(*to).ok()?;
+        }
+        return (axes.len() == to.len()).then_some(dims);
+    }
+    let scales = match (input(2), proto.attribute("scales"), input(1)) {
+        (Some(scales), _, _) => shapes.constant(graph, scales)?.to_f32().ok()?,
+        (None, Some(scales), _) => scales.floats.clone(),
+        (None, None, Some(scales)) => shapes.constant(graph, scales)?.to_f32().ok()?,
+        _ => return None,
+    };
+    for (d, scale) in axes.iter().zip(&scales) {
+        let size = (*dims.get(*d)? as f64 * f64::from(*scale)).floor();
+        *dims.get_mut(*d)? = (0.0..1e9).contains(&size).then_some(size as usize)?;
+    }
+    (axes.len() == scales.len()).then_some(dims)
+}
+
+/// Sizes after a ConvTranspose 1 or 11.
+fn transposed(proto: &NodeProto, first: &[usize], weight: &[usize]) -> Shape {
+    let ([n, c, spatial @ ..], [m, per_group, kernel @ ..]) = (first, weight) else { return None };
+    let groups = usize::try_from(proto.int("group").unwrap_or(1)).ok()?;
+    let window = Window::of(proto, kernel).filter(|_| c == m && spatial.len() == kernel.len())?;
+    let list =
+        |name: &str| proto.ints(name).map(|v| v.iter().map(|v| usize::try_from(*v).ok()).collect::<Shape>());
+    if let Some(sizes) = list("output_shape") {
+        let sizes = sizes?;
+        let spatial = sizes.get(sizes.len().checked_sub(kernel.len())?..)?;
+        return Some([&[*n, per_group.checked_mul(groups)?], spatial].concat());
+    }
+    let extra = list("output_padding").unwrap_or_else(|| Some(vec![0; kernel.len()]))?;
+    let size = |d: usize| {
+        let full =
+            (spatial[d].checked_sub(1)?).checked_mul(window.strides[d])?.checked_add(window.extent(d))?;
+        let full = full.checked_add(*extra.get(d)?)?;
+        match &window.pads {
+            Pads::Explicit(pads) => full.checked_sub(pads[d] + pads[d + kernel.len()]),
+            Pads::Same { .. } => spatial[d].checked_mul(window.strides[d]),
+        }
+    };
+    let mut dims = vec![*n, per_group.checked_mul(groups)?];
+    dims.extend((0..kernel.len()).map(size).collect::<Option<Vec<_>>>()?);
+    Some(dims)
 }
 
 fn sizes(dims: &[i64]) -> Shape {
     dims.iter().map(|d| usize::try_from(*d).ok()).collect()
 }
 
-fn reshape(from: &[usize], to: &[i64], proto: &NodeProto) -> Shape {
+pub(crate) fn reshape(from: &[usize], to: &[i64], proto: &NodeProto) -> Shape {
     let copies = proto.int("allowzero") != Some(1);
     let total = from.iter().product::<usize>();
     let size = |(i, d): (usize, &i64)| match *d {

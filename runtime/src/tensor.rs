@@ -69,6 +69,11 @@ impl Tensor {
         Self::new(shape, Data::F32(values))
     }
 
+    /// A tensor for operators that look at nothing but the shape.
+    pub(crate) fn shape_only(dims: &[usize]) -> Self {
+        Self { shape: dims.to_vec(), data: Data::Bool(vec![]) }
+    }
+
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }

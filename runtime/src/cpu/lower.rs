@@ -1,15 +1,17 @@
-//! From a graph in Q/DQ form to a [`Plan`].
+//! From a graph to what its nodes become on bytes: a [`Form`] for each value and a list of activations to be [`Made`].
 //!
-//! Nodes are walked in order and each value gets a [`Form`]. An operator on dequantised values computes nothing at
-//! first: it is pending until the `QuantizeLinear` behind it says what its bytes are to mean; then operator, activation and
-//! requantisation become one step. All or nothing: a node that fits no step refuses the whole network, and says why.
+//! Nodes are walked in order. An operator on dequantised values computes nothing at first: it is pending until the
+//! `QuantizeLinear` behind it says what its bytes are to mean; then operator, activation and requantisation become one
+//! step. A node that has no byte step leaves its outputs plain, and says why. Nothing is decided here about what is
+//! really computed: [`super::schedule`] takes what the outputs need.
 
 use std::{fmt, rc::Rc};
 
 use super::{
+    convert::{Import, reals},
     kernels::{Target, rint},
     ops,
-    plan::{BufferId, Entry, Exit, ExitForm, Operation, Place, Plan, Quantity, Shape, Step, Tail},
+    plan::{Operation, Order, Quantity, Shape},
 };
 use crate::{
     graph::{Graph, NodeId, Source, ValueId},
@@ -17,14 +19,8 @@ use crate::{
     shape::Shapes,
 };
 
-/// Why a network does not run on this engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) place: String,
-    pub(crate) why: Refusal,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a node has no byte step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// There is no step for the operator.
     Operator,
@@ -32,75 +28,149 @@ pub(crate) enum Refusal {
     Form(&'static str),
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.why {
-            Refusal::Operator => write!(f, "{}: no int8 step for this operator", self.place),
-            Refusal::Form(why) => write!(f, "{}: {why}", self.place),
-        }
+        f.write_str(match self {
+            Self::Operator => "no int8 step for this operator",
+            Self::Form(why) => why,
+        })
     }
 }
 
-/// Bytes in a buffer, and what they mean.
+/// Index into the list of [`Made`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct MadeId(pub(super) usize);
+
+/// Bytes and what they mean: something made, or some of its channels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Activation {
-    pub(super) buffer: BufferId,
+    pub(super) made: MadeId,
+    /// Channels of what was made that come before the first.
+    pub(super) offset: usize,
     pub(super) shape: Shape,
+    pub(super) order: Order,
     pub(super) quantity: Quantity,
+    /// To ONNX the bytes are s8.
+    pub(super) signed: bool,
 }
 
-/// Makes the operation once the meaning of its result is known.
-type Finish = Rc<dyn Fn(Quantity, Target) -> Result<Box<dyn Operation>, Refusal>>;
+/// Bytes that a step can give.
+pub(super) struct Made {
+    /// The node whose work it is.
+    pub(super) node: NodeId,
+    /// The node at which it turned out to be possible: that one or a later one.
+    pub(super) at: NodeId,
+    pub(super) shape: Shape,
+    /// Somebody reads it as pixels of another size: it has to lie in a buffer of its own.
+    pub(super) dense: bool,
+    pub(super) make: Make,
+}
+
+pub(super) enum Make {
+    Import {
+        value: ValueId,
+        import: Import,
+    },
+    Step {
+        inputs: Vec<Activation>,
+        operation: Box<dyn Operation>,
+    },
+    /// Each byte looked up.
+    Table {
+        of: Activation,
+        table: Box<[u8; 256]>,
+    },
+    /// Channels side by side, each part looked up in its table first.
+    Concat(Vec<(Activation, Option<Box<[u8; 256]>>)>),
+}
+
+/// What an operator is once the meaning of its result is known.
+pub(super) enum Finished {
+    Operation(Box<dyn Operation>),
+    /// Each byte of its one input looked up.
+    Table(Box<[u8; 256]>),
+}
+
+type Finish = Rc<dyn Fn(Quantity, Target) -> Result<Finished, Refusal>>;
 
 /// An operator that waits for its `QuantizeLinear`.
 #[derive(Clone)]
 pub(super) struct Pending {
     pub(super) node: NodeId,
-    pub(super) inputs: [Place; 2],
+    pub(super) inputs: Vec<Activation>,
     pub(super) shape: Shape,
+    pub(super) order: Order,
     /// Real bounds of the result: what activations leave of it. `low <= high`.
     pub(super) low: f32,
     pub(super) high: f32,
     pub(super) finish: Finish,
-    /// What it is if no `QuantizeLinear` follows; `None` if that has no form here.
-    pub(super) float: Option<Float>,
-}
-
-/// Real values computed from bytes, which only an output may be.
-#[derive(Clone)]
-pub(super) struct Float {
-    pub(super) from: Activation,
-    pub(super) tail: Tail,
 }
 
 impl Pending {
+    /// In the order of the first input.
     pub(super) fn new(
         node: NodeId,
-        inputs: [Activation; 2],
+        inputs: &[Activation],
         shape: Shape,
         finish: impl Fn(Quantity, Target) -> Result<Box<dyn Operation>, Refusal> + 'static,
     ) -> Self {
         let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
-        let inputs = inputs.map(|a| Place::whole(a.buffer, a.shape));
-        Self { node, inputs, shape, low, high, finish: Rc::new(finish), float: None }
+        let order = inputs.first().map_or(Order::RowMajor, |a| a.order);
+        let finish = move |result, target| finish(result, target).map(Finished::Operation);
+        Self { node, inputs: inputs.to_vec(), shape, order, low, high, finish: Rc::new(finish) }
     }
+
+    pub(super) fn table(
+        node: NodeId,
+        of: Activation,
+        finish: impl Fn(Quantity, Target) -> Result<[u8; 256], Refusal> + 'static,
+    ) -> Self {
+        let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
+        let finish = move |result, target| finish(result, target).map(|t| Finished::Table(Box::new(t)));
+        Self { node, inputs: vec![of], shape: of.shape, order: of.order, low, high, finish: Rc::new(finish) }
+    }
+}
+
+/// Real values, each a function of one byte.
+#[derive(Clone)]
+pub(super) struct Curve {
+    pub(super) of: Activation,
+    pub(super) values: Rc<[f32; 256]>,
 }
 
 /// What an operator gives.
 pub(super) enum Outcome {
     Pending(Pending),
-    /// The same bytes, seen otherwise.
+    /// Bytes seen as real values.
     Real(Activation),
-    Float(Float),
+    Curve(Curve),
+    /// For each output.
+    Parts(Vec<Activation>),
+    /// The mean of each channel of an activation, which may stay f32 too.
+    Mean(Activation, Pending),
+    /// Activations side by side along the channels.
+    Concat(Concat),
 }
 
-enum Form {
-    /// Index of a graph input.
-    Input(usize),
+/// A concatenation that waits for its `QuantizeLinear`.
+#[derive(Clone)]
+pub(super) struct Concat {
+    pub(super) node: NodeId,
+    pub(super) parts: Vec<Activation>,
+    pub(super) shape: Shape,
+    pub(super) order: Order,
+}
+
+#[derive(Clone)]
+pub(super) enum Form {
+    /// As ONNX has it.
+    Plain,
     Bytes(Activation),
     Real(Activation),
+    Curve(Curve),
     Pending(Pending),
-    Float(Float),
+    Mean(Activation, Pending),
+    Concat(Concat),
 }
 
 /// A dequantised constant. Zero points are 0.
@@ -115,57 +185,70 @@ pub(super) struct Lowering<'a> {
     graph: &'a Graph,
     shapes: &'a Shapes,
     /// By value.
-    forms: Vec<Option<Form>>,
-    /// Bytes of each buffer.
-    sizes: Vec<usize>,
-    entries: Vec<Entry>,
-    steps: Vec<Step>,
+    pub(super) forms: Vec<Form>,
+    pub(super) made: Vec<Made>,
+    current: NodeId,
+    /// Nodes that gave no bytes.
+    pub(super) refused: Vec<(NodeId, Refusal)>,
 }
 
-/// `outputs`: the values wanted; quantised ones come as u8.
-pub(super) fn lower(graph: &Graph, shapes: &Shapes, outputs: &[ValueId]) -> Result<Plan, Refused> {
-    let forms = std::iter::repeat_with(|| None).take(graph.value_count()).collect();
-    let mut lowering = Lowering { graph, shapes, forms, sizes: vec![], entries: vec![], steps: vec![] };
-    for (i, (id, _)) in graph.inputs().enumerate() {
-        lowering.forms[id.index()] = Some(Form::Input(i));
+pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes) -> Lowering<'a> {
+    let forms = vec![Form::Plain; graph.value_count()];
+    let mut lowering =
+        Lowering { graph, shapes, forms, made: vec![], current: NodeId::default(), refused: vec![] };
+    for (id, _, _) in graph.nodes() {
+        lowering.current = id;
+        if let Err(why) = lowering.node(id) {
+            lowering.refused.push((id, why));
+        }
     }
-    for (id, node, proto) in graph.nodes() {
-        let place = || format!("node {:?} ({})", node.name, proto.op_type);
-        lowering.node(id).map_err(|why| Refused { place: place(), why })?;
-    }
-    let exit = |id: &ValueId| {
-        let place = || format!("output {:?}", graph.value(*id).name);
-        lowering.exit(*id).map_err(|why| Refused { place: place(), why })
-    };
-    let exits = outputs.iter().map(exit).collect::<Result<_, _>>()?;
-    let Lowering { sizes, entries, steps, .. } = lowering;
-    Ok(Plan::new(entries, steps, exits, &sizes))
+    lowering
 }
+
+const NOT_QUANTISED: Refusal = Refusal::Form("its input is not quantised");
 
 impl<'a> Lowering<'a> {
     pub(super) fn graph(&self) -> &'a Graph {
         self.graph
     }
 
+    pub(super) fn shapes(&self) -> &'a Shapes {
+        self.shapes
+    }
+
     fn node(&mut self, id: NodeId) -> Result<(), Refusal> {
         let node = self.graph.node(id);
+        let proto = self.graph.proto(id);
+        if !matches!(&*proto.domain, "" | "ai.onnx") {
+            return Err(Refusal::Operator);
+        }
         let [Some(output), others @ ..] = &*node.outputs else {
             return Err(Refusal::Form("it has no first output"));
         };
-        if others.iter().flatten().any(|other| self.graph.value(*other).readers > 0) {
-            return Err(Refusal::Form("its second output is used"));
-        }
-        let form = match self.graph.proto(id).op_type.as_str() {
+        let form = match proto.op_type.as_str() {
             // Constants are looked up by whoever reads them.
-            "Constant" => None,
-            "DequantizeLinear" if self.input(id, 0).is_some_and(|v| self.graph.constant(v).is_some()) => None,
-            "QuantizeLinear" => Some(Form::Bytes(self.quantize(id)?)),
-            "DequantizeLinear" => Some(Form::Real(self.dequantize(id)?)),
-            _ => Some(match ops::lower(self, id)? {
+            "Constant" => Form::Plain,
+            "DequantizeLinear" if self.constant(id, 0).is_some() => Form::Plain,
+            "QuantizeLinear" => Form::Bytes(self.quantize(id)?),
+            "DequantizeLinear" => Form::Real(self.dequantize(id)?),
+            _ => match ops::lower(self, id)? {
+                Outcome::Parts(parts) => {
+                    for (output, part) in node.outputs.iter().zip(parts) {
+                        if let Some(output) = output {
+                            self.forms[output.index()] = Form::Real(part);
+                        }
+                    }
+                    return Ok(());
+                }
+                _ if others.iter().flatten().any(|other| self.graph.value(*other).readers > 0) => {
+                    return Err(Refusal::Form("its second output is used"));
+                }
                 Outcome::Pending(pending) => Form::Pending(pending),
                 Outcome::Real(activation) => Form::Real(activation),
-                Outcome::Float(float) => Form::Float(float),
-            }),
+                Outcome::Curve(curve) => Form::Curve(curve),
+                Outcome::Mean(of, pending) => Form::Mean(of, pending),
+                Outcome::Concat(concat) => Form::Concat(concat),
+            },
         };
         self.forms[output.index()] = form;
         Ok(())
@@ -176,39 +259,97 @@ impl<'a> Lowering<'a> {
         self.graph.node(id).inputs.get(index).copied().flatten()
     }
 
-    fn form(&self, id: NodeId, index: usize) -> Option<&Form> {
-        self.forms[self.input(id, index)?.index()].as_ref()
+    fn form(&self, id: NodeId, index: usize) -> &Form {
+        self.input(id, index).map_or(&Form::Plain, |value| &self.forms[value.index()])
     }
 
     /// Input `index` as bytes with a meaning.
     pub(super) fn activation(&self, id: NodeId, index: usize) -> Result<Activation, Refusal> {
         match self.form(id, index) {
-            Some(Form::Real(activation)) => Ok(*activation),
-            _ => Err(Refusal::Form("its input is not quantised")),
+            Form::Real(activation) => Ok(*activation),
+            _ => Err(NOT_QUANTISED),
         }
     }
 
-    /// Input `index` as real values of `[1, c]`, one for each channel.
-    pub(super) fn vector(&self, id: NodeId, index: usize) -> Option<Float> {
-        let float = match self.form(id, index)? {
-            Form::Real(from) => Float { from: *from, tail: Tail::default() },
-            Form::Pending(pending) => pending.float.clone()?,
-            _ => return None,
+    /// Input `index` with its channels last.
+    pub(super) fn channels_last(&mut self, id: NodeId, index: usize) -> Result<Activation, Refusal> {
+        let activation = self.activation(id, index)?;
+        match self.input(id, index) {
+            Some(value) => self.ordered(id, activation, value, Order::ChannelsLast),
+            None => Err(NOT_QUANTISED),
+        }
+    }
+
+    /// An activation that is `value` to ONNX, in the order asked for: moved there by `id` if it has to be.
+    pub(super) fn ordered(
+        &mut self,
+        id: NodeId,
+        activation: Activation,
+        value: ValueId,
+        order: Order,
+    ) -> Result<Activation, Refusal> {
+        // One pixel lies the same either way.
+        if activation.order == order || activation.shape.pixels() == 1 {
+            return Ok(Activation { order, ..activation });
+        }
+        let shape = self.shape_in(value, order)?;
+        let operation = ops::reorder(activation.shape, activation.order, shape);
+        let quantity = activation.quantity;
+        let made = self.step(id, &[activation], shape, operation);
+        Ok(Activation { made, offset: 0, shape, order, quantity, ..activation })
+    }
+
+    /// Input `index` in an order, a quantised constant too.
+    pub(super) fn operand(&mut self, id: NodeId, index: usize, order: Order) -> Result<Activation, Refusal> {
+        let value = self.input(id, index).ok_or(NOT_QUANTISED)?;
+        if let Ok(activation) = self.activation(id, index) {
+            return self.ordered(id, activation, value, order);
+        }
+        let producer = self.graph.producer(value).ok_or(NOT_QUANTISED)?;
+        let tensor = self.constant(producer, 0).ok_or(NOT_QUANTISED)?;
+        if self.graph.proto(producer).op_type != "DequantizeLinear" {
+            return Err(NOT_QUANTISED);
+        }
+        let (quantity, signed) = self.quantity(producer)?;
+        let (bytes, quantity, signed) = match (tensor.to_u8(), tensor.to_i8()) {
+            (Ok(bytes), _) if signed != Some(true) => (bytes, quantity, false),
+            (_, Ok(bytes)) if signed != Some(false) => {
+                let zero = if signed.is_some() { quantity.zero } else { 0x80 };
+                (bytes.into_iter().map(|q| q as u8 ^ 0x80).collect(), Quantity { zero, ..quantity }, true)
+            }
+            _ => return Err(NOT_QUANTISED),
         };
-        let shape = float.from.shape;
-        (float.tail.dense.is_none() && (float.tail.mean || shape.h * shape.w == 1)).then_some(float)
+        let shape = self.shape_in(value, Order::RowMajor)?;
+        let made = self.step(id, &[], shape, ops::constant(bytes, shape));
+        let activation = Activation { made, offset: 0, shape, order: Order::RowMajor, quantity, signed };
+        self.ordered(id, activation, value, order)
+    }
+
+    /// What an activation is looked up in, and how: itself and the table that changes nothing, if it is no table's.
+    pub(super) fn base(&self, of: Activation) -> (Activation, Rc<[u8; 256]>) {
+        let (base, table) = self.composed(of, std::array::from_fn(|q| q as u8));
+        (base, Rc::from(table))
+    }
+
+    /// Real values that follow from one byte each: a curve, or the bytes of an activation.
+    pub(super) fn curve(&self, id: NodeId, index: usize) -> Result<Curve, Refusal> {
+        match self.form(id, index) {
+            Form::Curve(curve) => Ok(curve.clone()),
+            Form::Real(of) => Ok(Curve { of: *of, values: Rc::new(reals(of.quantity)) }),
+            _ => Err(NOT_QUANTISED),
+        }
     }
 
     /// Input 0 as an operator that waits.
     pub(super) fn pending(&self, id: NodeId) -> Option<&Pending> {
         match self.form(id, 0) {
-            Some(Form::Pending(pending)) => Some(pending),
+            Form::Pending(pending) => Some(pending),
             _ => None,
         }
     }
 
     pub(super) fn constant(&self, id: NodeId, index: usize) -> Option<&'a TensorProto> {
-        self.graph.constant(self.input(id, index)?)
+        self.shapes.constant(self.graph, self.input(id, index)?)
     }
 
     /// Input `index` as a dequantised constant.
@@ -235,118 +376,212 @@ impl<'a> Lowering<'a> {
         Some(Fixed { tensor, scales, axis: proto.int("axis").unwrap_or(1) })
     }
 
-    /// Height, width and channels of a value: `[1, c, h, w]` or `[1, c]`.
-    pub(super) fn shape(&self, value: ValueId) -> Result<Shape, Refusal> {
-        match self.shapes.of(value) {
-            Some([1, c, h, w]) => Ok(Shape { h: *h, w: *w, c: *c }),
-            Some([1, c]) => Ok(Shape { h: 1, w: 1, c: *c }),
-            Some(_) => Err(Refusal::Form("a shape other than [1, C, H, W] or [1, C]")),
-            None => Err(Refusal::Form("a shape that is not known")),
+    /// The constants that a node has as input `index`, as f32: plain, or dequantised.
+    pub(super) fn reals(&self, id: NodeId, index: usize) -> Option<Vec<f32>> {
+        self.constant(id, index)?.to_f32().ok()
+    }
+
+    /// How a value lies in memory in that order.
+    pub(super) fn shape_in(&self, value: ValueId, order: Order) -> Result<Shape, Refusal> {
+        let dims = self.shapes.of(value).ok_or(Refusal::Form("a shape that is not known"))?;
+        match (order, dims) {
+            (_, dims) if dims.contains(&0) => Err(Refusal::Form("it is empty")),
+            (Order::ChannelsLast, [1, c, h, w]) => Ok(Shape { h: *h, w: *w, c: *c }),
+            (Order::ChannelsLast, [1, c, l]) => Ok(Shape { h: 1, w: *l, c: *c }),
+            (Order::ChannelsLast, [1, c]) => Ok(Shape { h: 1, w: 1, c: *c }),
+            (Order::ChannelsLast, _) => {
+                Err(Refusal::Form("a shape other than [1, C, H, W], [1, C, L] or [1, C]"))
+            }
+            (Order::RowMajor, [rows @ .., c]) => Ok(Shape { h: 1, w: rows.iter().product(), c: *c }),
+            (Order::RowMajor, []) => Ok(Shape { h: 1, w: 1, c: 1 }),
         }
     }
 
+    /// The first output's, with channels last.
     pub(super) fn output_shape(&self, id: NodeId) -> Result<Shape, Refusal> {
+        self.shape_in(self.output(id)?, Order::ChannelsLast)
+    }
+
+    pub(super) fn output(&self, id: NodeId) -> Result<ValueId, Refusal> {
         let output = self.graph.node(id).outputs.first().copied().flatten();
-        self.shape(output.ok_or(Refusal::Form("it has no first output"))?)
+        output.ok_or(Refusal::Form("it has no first output"))
     }
 
-    fn buffer(&mut self, shape: Shape) -> BufferId {
-        self.sizes.push(shape.bytes());
-        BufferId(self.sizes.len() - 1)
-    }
-
-    /// Scale and zero point of a Q or DQ node: one of each, u8.
-    fn quantity(&self, id: NodeId) -> Result<Quantity, Refusal> {
+    /// Scale and zero point of a Q or DQ node, one of each; whether its bytes are s8, where the zero point says so.
+    fn quantity(&self, id: NodeId) -> Result<(Quantity, Option<bool>), Refusal> {
         let one = || {
             let [scale] = self.constant(id, 1)?.to_f32().ok()?[..] else { return None };
-            let zero = match self.input(id, 2) {
-                None => 0,
-                Some(_) => {
-                    let [zero] = self.constant(id, 2)?.to_u8().ok()?[..] else { return None };
-                    zero
+            let (zero, signed) = match self.constant(id, 2) {
+                None if self.input(id, 2).is_some() => return None,
+                None => (0, None),
+                Some(tensor) if tensor.element_type() == Ok(DataType::Int8) => {
+                    let [zero] = tensor.to_i8().ok()?[..] else { return None };
+                    (zero as u8 ^ 0x80, Some(true))
+                }
+                Some(tensor) => {
+                    let [zero] = tensor.to_u8().ok()?[..] else { return None };
+                    (zero, Some(false))
                 }
             };
-            (scale.is_normal() && scale > 0.0).then_some(Quantity { scale, zero })
+            (scale.is_normal() && scale > 0.0).then_some((Quantity { scale, zero }, signed))
         };
-        one().ok_or(Refusal::Form("its scale and zero point are not one constant f32 and one constant u8"))
+        one().ok_or(Refusal::Form(
+            "its scale and zero point are not one constant f32 and one constant u8 or s8",
+        ))
     }
 
     fn quantize(&mut self, id: NodeId) -> Result<Activation, Refusal> {
-        let quantity = self.quantity(id)?;
-        let value = self.input(id, 0).ok_or(Refusal::Form("it has no input"))?;
-        match &self.forms[value.index()] {
-            Some(Form::Input(input)) => {
-                if self.graph.data_type_of_input(value) != Some(DataType::Float) {
-                    return Err(Refusal::Form("the graph's input is not f32"));
-                }
-                let (input, shape) = (*input, self.shape(value)?);
-                let buffer = self.buffer(shape);
-                self.entries.push(Entry { input, shape, quantity, buffer });
-                Ok(Activation { buffer, shape, quantity })
-            }
-            Some(Form::Pending(pending)) => {
-                let pending = pending.clone();
+        let (quantity, signed) = self.quantity(id)?;
+        let data_type = self.graph.proto(id).int("output_dtype").unwrap_or(0);
+        let signed = match (signed, data_type) {
+            (Some(signed), _) => signed,
+            (None, 0 | 2) => false,
+            (None, _) => return Err(Refusal::Form("its bytes are of another type than u8")),
+        };
+        let value = self.input(id, 0).ok_or(NOT_QUANTISED)?;
+        match self.forms[value.index()].clone() {
+            Form::Plain => self.import(id, value, DataType::Float, quantity, signed),
+            Form::Pending(pending) | Form::Mean(_, pending) => {
                 let bound =
                     |real: f32| (rint(real / quantity.scale) + i32::from(quantity.zero)).clamp(0, 255) as u8;
                 let target =
                     Target { zero: quantity.zero, low: bound(pending.low), high: bound(pending.high) };
-                let operation = (pending.finish)(quantity, target)?;
-                Ok(self.step(pending.node, pending.inputs, pending.shape, quantity, operation))
+                let finished = (pending.finish)(quantity, target);
+                let finished = finished.inspect_err(|why| self.refused.push((pending.node, *why)))?;
+                let Pending { node, inputs, shape, order, .. } = pending;
+                let made = match finished {
+                    Finished::Operation(operation) => self.step(node, &inputs, shape, operation),
+                    Finished::Table(table) => self.table(node, inputs[0], *table).made,
+                };
+                Ok(Activation { made, offset: 0, shape, order, quantity, signed })
             }
-            Some(Form::Real(from)) if from.quantity == quantity => Ok(*from),
-            Some(Form::Real(from)) => {
-                let from = *from;
-                let operation = ops::requantise(from.quantity, quantity, from.shape);
-                Ok(self.step(id, [Place::whole(from.buffer, from.shape); 2], from.shape, quantity, operation))
+            Form::Concat(Concat { node, parts, shape, order }) => {
+                let made = self.concat(node, &parts, shape, quantity);
+                Ok(Activation { made, offset: 0, shape, order, quantity, signed })
             }
-            _ => Err(Refusal::Form("what it quantises is computed in float")),
+            Form::Real(from) if from.quantity == quantity => Ok(Activation { signed, ..from }),
+            Form::Real(of) => {
+                let table = ops::requantise_table(of.quantity, quantity);
+                Ok(Activation { quantity, signed, ..self.table(id, of, table) })
+            }
+            Form::Curve(curve) => {
+                let byte = |v: f32| (rint(v / quantity.scale) + i32::from(quantity.zero)).clamp(0, 255) as u8;
+                let table = curve.values.map(byte);
+                Ok(Activation { quantity, signed, ..self.table(id, curve.of, table) })
+            }
+            Form::Bytes(_) => Err(Refusal::Form("what it quantises is no f32")),
         }
     }
 
-    fn step(
+    fn dequantize(&mut self, id: NodeId) -> Result<Activation, Refusal> {
+        let (quantity, signed) = self.quantity(id)?;
+        let value = self.input(id, 0).ok_or(NOT_QUANTISED)?;
+        match self.forms[value.index()] {
+            // Without a zero point, s8 has it at 0 as well.
+            Form::Bytes(bytes) if signed.is_none() && bytes.signed => {
+                Ok(Activation { quantity: Quantity { zero: 0x80, ..quantity }, ..bytes })
+            }
+            Form::Bytes(bytes) if signed.unwrap_or(false) == bytes.signed => {
+                Ok(Activation { quantity, ..bytes })
+            }
+            Form::Plain => match self.shapes.data_type(value) {
+                Some(kind @ DataType::Uint8) if signed != Some(true) => {
+                    self.import(id, value, kind, quantity, false)
+                }
+                Some(kind @ DataType::Int8) if signed != Some(false) => {
+                    let zero = if signed.is_some() { quantity.zero } else { 0x80 };
+                    self.import(id, value, kind, Quantity { zero, ..quantity }, true)
+                }
+                _ => Err(Refusal::Form("what it dequantises is neither u8 nor s8")),
+            },
+            _ => Err(Refusal::Form("what it dequantises is of another type than its zero point")),
+        }
+    }
+
+    fn import(
         &mut self,
         node: NodeId,
-        inputs: [Place; 2],
-        shape: Shape,
+        value: ValueId,
+        expected: DataType,
         quantity: Quantity,
-        operation: Box<dyn Operation>,
-    ) -> Activation {
-        let buffer = self.buffer(shape);
-        self.steps.push(Step { node, inputs, output: Place::whole(buffer, shape), operation });
-        Activation { buffer, shape, quantity }
-    }
-
-    fn dequantize(&self, id: NodeId) -> Result<Activation, Refusal> {
-        match self.form(id, 0) {
-            Some(Form::Bytes(bytes)) => Ok(Activation { quantity: self.quantity(id)?, ..*bytes }),
-            _ => Err(Refusal::Form("what it dequantises is no result of a QuantizeLinear")),
+        signed: bool,
+    ) -> Result<Activation, Refusal> {
+        if self.shapes.data_type(value) != Some(expected) {
+            return Err(Refusal::Form("what it quantises is no f32"));
         }
-    }
-
-    /// A node that gives its input another shape, as long as no byte moves.
-    pub(super) fn reshape(&self, id: NodeId) -> Result<Outcome, Refusal> {
-        let to = self.output_shape(id)?;
-        let stays = |from: Shape| from == to || (from.h * from.w == 1 && to.h * to.w == 1 && from.c == to.c);
-        if let Some(pending) = self.pending(id).filter(|pending| stays(pending.shape)) {
-            return Ok(Outcome::Pending(Pending { shape: to, ..pending.clone() }));
-        }
-        let from = self.activation(id, 0)?;
-        if !stays(from.shape) {
-            return Err(Refusal::Form("it would move channels"));
-        }
-        Ok(Outcome::Real(Activation { shape: to, ..from }))
-    }
-
-    fn exit(&self, value: ValueId) -> Result<Exit, Refusal> {
-        let dims = self.shapes.of(value).ok_or(Refusal::Form("its shape is not known"))?.to_vec();
-        let (from, form) = match &self.forms[value.index()] {
-            Some(Form::Bytes(bytes)) => (bytes, ExitForm::Bytes),
-            Some(Form::Real(real)) => (real, ExitForm::Real(Tail::default())),
-            Some(Form::Float(float) | Form::Pending(Pending { float: Some(float), .. })) => {
-                (&float.from, ExitForm::Real(float.tail.clone()))
-            }
-            _ => return Err(Refusal::Form("it is computed in float")),
+        let rank = self.shapes.of(value).map_or(0, <[usize]>::len);
+        let last = if rank == 4 { self.shape_in(value, Order::ChannelsLast).ok() } else { None };
+        let (shape, order) = match last {
+            Some(shape) => (shape, Order::ChannelsLast),
+            None => (self.shape_in(value, Order::RowMajor)?, Order::RowMajor),
         };
-        Ok(Exit { buffer: from.buffer, shape: from.shape, dims, quantity: from.quantity, form })
+        let made = self.make(node, shape, Make::Import { value, import: Import { order, quantity } });
+        Ok(Activation { made, offset: 0, shape, order, quantity, signed })
+    }
+
+    fn make(&mut self, node: NodeId, shape: Shape, make: Make) -> MadeId {
+        self.made.push(Made { node, at: self.current, shape, dense: false, make });
+        MadeId(self.made.len() - 1)
+    }
+
+    pub(super) fn step(
+        &mut self,
+        node: NodeId,
+        inputs: &[Activation],
+        shape: Shape,
+        operation: Box<dyn Operation>,
+    ) -> MadeId {
+        self.make(node, shape, Make::Step { inputs: inputs.to_vec(), operation })
+    }
+
+    /// A table of a table is one table.
+    fn table(&mut self, node: NodeId, of: Activation, table: [u8; 256]) -> Activation {
+        let (of, table) = self.composed(of, table);
+        let made = self.make(node, of.shape, Make::Table { of, table });
+        Activation { made, offset: 0, ..of }
+    }
+
+    fn composed(&self, of: Activation, table: [u8; 256]) -> (Activation, Box<[u8; 256]>) {
+        let made = &self.made[of.made.0];
+        match &made.make {
+            Make::Table { of: base, table: first } if !made.dense => {
+                let offset = base.offset + of.offset;
+                let base = Activation { offset, shape: of.shape, order: of.order, ..*base };
+                (base, Box::new(first.map(|q| table[usize::from(q)])))
+            }
+            _ => (of, Box::new(table)),
+        }
+    }
+
+    /// Channels side by side, brought to one meaning.
+    fn concat(&mut self, node: NodeId, parts: &[Activation], shape: Shape, quantity: Quantity) -> MadeId {
+        let part = |part: &Activation| {
+            if part.quantity == quantity {
+                return (*part, None);
+            }
+            let (of, table) = self.composed(*part, ops::requantise_table(part.quantity, quantity));
+            (of, Some(table))
+        };
+        let parts = parts.iter().map(part).collect();
+        self.make(node, shape, Make::Concat(parts))
+    }
+
+    /// The bytes of an activation as pixels of another size.
+    pub(super) fn reshaped(
+        &mut self,
+        node: NodeId,
+        from: Activation,
+        shape: Shape,
+        order: Order,
+    ) -> Activation {
+        let made = &mut self.made[from.made.0];
+        if from.offset == 0 && from.shape.c == made.shape.c {
+            made.dense |= shape.c != from.shape.c;
+            return Activation { shape, order, ..from };
+        }
+        let operation = ops::copy(from.shape);
+        let id = self.step(node, &[from], from.shape, operation);
+        self.made[id.0].dense = true;
+        Activation { made: id, offset: 0, shape, order, ..from }
     }
 }

@@ -1,20 +1,26 @@
-//! The engine `cpu`: quantised networks in Q/DQ form, int8 from end to end.
+//! The engine `cpu`: quantised networks in Q/DQ form, int8 from end to end where that is possible.
 //!
-//! [`lower`] turns a graph into a [`plan`], whose steps ([`ops`]) work on bytes with the [`kernels`] of the best
-//! instruction set there is. The arithmetic is ONNX Runtime's fused x86 arithmetic, bit for bit; the same bytes come out
-//! on every processor. A network that is not covered as a whole is refused, and runs on tract.
+//! [`lower`] says what each node could be on bytes, [`schedule`] makes a [`plan`] of what is needed, whose byte steps
+//! ([`ops`]) run on the [`kernels`] of the best instruction set there is. The arithmetic is ONNX Runtime's fused x86
+//! arithmetic, bit for bit; the same bytes come out on every processor. What has no byte step runs on plain tensors
+//! ([`crate::plain`]) or as an [`island`] on tract.
 
+mod arena;
+mod convert;
+mod island;
 mod kernels;
 mod lower;
 mod ops;
 mod plan;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
 use kernels::Isa;
-use plan::{Plan, Scratch};
+use plan::{Plan, Scratch, Work};
+use schedule::Schedule;
 
-pub(crate) use lower::Refused;
+pub(crate) use schedule::Part;
 
 use crate::{
     engine::Engine,
@@ -23,34 +29,88 @@ use crate::{
     tensor::Tensor,
 };
 
+/// A network that was looked at, before anything is built.
+pub(crate) struct Sketch<'a>(Schedule<'a>);
+
+impl<'a> Sketch<'a> {
+    /// `outputs`: the values wanted; quantised ones come as u8 or i8.
+    pub(crate) fn new(graph: &'a Graph, shapes: &'a Shapes, outputs: &'a [ValueId]) -> Self {
+        Self(Schedule::new(lower::lower(graph, shapes), outputs))
+    }
+
+    /// Whether there is anything that this engine does better than another.
+    pub(crate) fn has_byte_steps(&self) -> bool {
+        self.0.has_byte_steps()
+    }
+
+    /// Why there may be nothing.
+    pub(crate) fn first_refusal(&self) -> Option<String> {
+        self.0.first_refusal()
+    }
+
+    pub(crate) fn build(self) -> Result<Cpu, String> {
+        let (plan, parts) = self.0.plan()?;
+        let arena = vec![0; plan.arena_bytes];
+        Ok(Cpu { plan, parts, isa: Isa::best(), arena, scratch: Scratch::default() })
+    }
+}
+
 pub(crate) struct Cpu {
     plan: Plan,
+    /// What became of each node.
+    parts: Vec<Part>,
     isa: Isa,
     arena: Vec<u8>,
     scratch: Scratch,
-}
-
-impl Cpu {
-    pub(crate) fn new(graph: &Graph, shapes: &Shapes, outputs: &[ValueId]) -> Result<Self, Refused> {
-        let plan = lower::lower(graph, shapes, outputs)?;
-        let arena = vec![0; plan.arena_bytes];
-        Ok(Self { plan, isa: Isa::best(), arena, scratch: Scratch::default() })
-    }
 }
 
 /// What a plan is made of, for people.
 pub(crate) struct Summary {
     /// Instruction set.
     pub(crate) isa: &'static str,
-    /// The node that each step is for.
-    pub(crate) steps: Vec<NodeId>,
+    /// What became of each node, in the order of the graph's.
+    pub(crate) parts: Vec<Part>,
+    pub(crate) steps: Vec<StepSummary>,
     pub(crate) arena_bytes: usize,
+}
+
+/// One step of a plan.
+pub(crate) struct StepSummary {
+    pub(crate) node: NodeId,
+    pub(crate) kind: StepKind,
+    /// Where its output begins in the arena, if it lies there, and how many bytes it has.
+    pub(crate) output: Option<(usize, usize)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StepKind {
+    Bytes,
+    Import,
+    Export,
+    Plain,
+    /// Of so many nodes.
+    Island(usize),
 }
 
 impl Cpu {
     pub(crate) fn summary(&self) -> Summary {
-        let steps = self.plan.steps.iter().map(|step| step.node).collect();
-        Summary { isa: self.isa.name(), steps, arena_bytes: self.plan.arena_bytes }
+        let step = |step: &plan::Step| {
+            let (kind, place) = match &step.work {
+                Work::Bytes { output, .. } => (StepKind::Bytes, Some(output)),
+                Work::Import { to, .. } => (StepKind::Import, Some(to)),
+                Work::Export { .. } => (StepKind::Export, None),
+                Work::Plain { .. } => (StepKind::Plain, None),
+                Work::Island { nodes, .. } => (StepKind::Island(nodes.len()), None),
+            };
+            let output = place.map(|place| (self.plan.arena_offset(place), place.shape.bytes()));
+            StepSummary { node: step.node, kind, output }
+        };
+        Summary {
+            isa: self.isa.name(),
+            parts: self.parts.clone(),
+            steps: self.plan.steps.iter().map(step).collect(),
+            arena_bytes: self.plan.arena_bytes,
+        }
     }
 }
 

@@ -1,16 +1,20 @@
-//! What the `cpu` engine executes: [`Plan`], a list of steps over byte buffers in one arena.
+//! What the `cpu` engine executes: [`Plan`], a list of steps over two kinds of values.
 //!
-//! Activations are u8, NHWC, batch 1. Two buffers that are never needed at one time may share their place in the arena;
-//! a step's output never shares with its inputs. The plan is made once ([`super::lower`]); running it allocates nothing but
-//! the outputs.
+//! Activations are bytes in buffers of one arena, u8, batch 1; s8 ones have their top bit flipped, which makes them u8 of
+//! the same meaning. Plain values are tensors as ONNX has them. Steps go from bytes to bytes ([`Operation`]), between the
+//! two kinds ([`Import`], [`Export`]), or from plain to plain: an operator of ours or an island, which is a part of the
+//! network on another engine. Two buffers that are never needed at one time may share their place in the arena; a byte
+//! step's output never lies in the buffer of one of its inputs. The plan is made once ([`super::lower`] and
+//! [`super::schedule`]); byte steps allocate nothing while they run.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
-use super::kernels::Isa;
-use crate::{
-    graph::NodeId,
-    tensor::{Data, Tensor},
+use super::{
+    arena::arrange,
+    convert::{Export, Import},
+    kernels::Isa,
 };
+use crate::{engine::Engine, graph::NodeId, plain, tensor::Tensor};
 
 /// Real value of a byte: `(q - zero) * scale`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,7 +23,8 @@ pub(super) struct Quantity {
     pub(super) zero: u8,
 }
 
-/// Height, width, channels. A vector has height and width 1.
+/// How an activation lies in memory: so many pixels, each with its channels side by side. What pixels and channels are
+/// is said by its [`Order`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) h: usize,
@@ -31,6 +36,19 @@ impl Shape {
     pub(super) fn bytes(self) -> usize {
         self.h * self.w * self.c
     }
+
+    pub(super) fn pixels(self) -> usize {
+        self.h * self.w
+    }
+}
+
+/// What the pixels and channels of an activation are to ONNX.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// `[1, C, H, W]` lies as H, W, C; `[1, C, L]` has height 1; `[1, C]` is one pixel.
+    ChannelsLast,
+    /// Elements lie in ONNX's order: the last dimension is the channels, all before it together are the width.
+    RowMajor,
 }
 
 /// Index into [`Plan::buffers`].
@@ -55,8 +73,7 @@ impl Place {
 
     /// From the first byte of the first pixel to the last of the last.
     fn length(&self) -> usize {
-        let pixels = self.shape.h * self.shape.w;
-        pixels.checked_sub(1).map_or(0, |before| before * self.stride + self.shape.c)
+        self.shape.pixels().checked_sub(1).map_or(0, |before| before * self.stride + self.shape.c)
     }
 }
 
@@ -116,240 +133,240 @@ pub(super) struct Context<'a> {
 pub(super) trait Operation: Send + Sync {
     /// `inputs`: as many as the step has.
     fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>);
+
+    /// From now on looks up each byte of its result in `table`, on top of what it did before; whether it can.
+    fn fuse_table(&mut self, _table: &[u8; 256]) -> bool {
+        false
+    }
+}
+
+/// Inputs that a byte step has at most.
+pub(super) const INPUTS_MAX: usize = 3;
+
+/// A plain value as a step reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Slot {
+    /// Of the graph.
+    Input(usize),
+    /// Index into [`Plan::constants`].
+    Constant(usize),
+    /// What an earlier step gave.
+    Computed(usize),
 }
 
 pub(super) struct Step {
-    /// The node whose work this is.
+    /// The node whose work this is; of an island the first.
     pub(super) node: NodeId,
-    /// The second is the first again where there is only one.
-    pub(super) inputs: [Place; 2],
-    pub(super) output: Place,
-    pub(super) operation: Box<dyn Operation>,
+    pub(super) work: Work,
 }
 
-/// A float input of the graph, quantised to its buffer.
-pub(super) struct Entry {
-    /// Index of the input.
-    pub(super) input: usize,
-    pub(super) shape: Shape,
-    pub(super) quantity: Quantity,
-    pub(super) buffer: BufferId,
+pub(super) enum Work {
+    Bytes {
+        /// At most [`INPUTS_MAX`].
+        inputs: Vec<Place>,
+        output: Place,
+        operation: Box<dyn Operation>,
+    },
+    Import {
+        from: Slot,
+        to: Place,
+        import: Import,
+    },
+    Export {
+        from: Place,
+        to: usize,
+        export: Export,
+    },
+    Plain {
+        inputs: Vec<Option<Slot>>,
+        outputs: Vec<Option<usize>>,
+        call: plain::Call,
+    },
+    Island {
+        nodes: Vec<NodeId>,
+        inputs: Vec<Slot>,
+        outputs: Vec<usize>,
+        engine: Box<dyn Engine>,
+    },
 }
 
-/// An output, in the order of the request.
-pub(super) struct Exit {
-    pub(super) buffer: BufferId,
-    pub(super) shape: Shape,
-    /// Dimensions of the ONNX value: `[1, c, h, w]` or fewer.
-    pub(super) dims: Vec<usize>,
-    pub(super) quantity: Quantity,
-    pub(super) form: ExitForm,
-}
+impl Work {
+    fn places(&self) -> Vec<Place> {
+        match self {
+            Self::Bytes { inputs, output, .. } => inputs.iter().copied().chain([*output]).collect(),
+            Self::Import { to, .. } => vec![*to],
+            Self::Export { from, .. } => vec![*from],
+            Self::Plain { .. } | Self::Island { .. } => vec![],
+        }
+    }
 
-pub(super) enum ExitForm {
-    /// u8 as they are.
-    Bytes,
-    Real(Tail),
-}
-
-/// What a network that was left in float at its end does there, f32. One after the other:
-#[derive(Clone, Default)]
-pub(super) struct Tail {
-    /// The mean of each channel.
-    pub(super) mean: bool,
-    /// A product with a matrix, plus a bias.
-    pub(super) dense: Option<Arc<Dense>>,
-}
-
-/// `y[o] = sum(x[i] * weights[o * inputs + i]) + bias[o]`, in f32.
-pub(super) struct Dense {
-    pub(super) inputs: usize,
-    pub(super) weights: Vec<f32>,
-    pub(super) bias: Vec<f32>,
-}
-
-impl Dense {
-    /// Eight running sums, added up in one fixed order: the same bits on every machine.
-    fn run(&self, x: &[f32]) -> Vec<f32> {
-        let row = |(weights, bias): (&[f32], &f32)| {
-            let mut sums = [0.0f32; 8];
-            let ((xs, x_rest), (ws, w_rest)) = (x.as_chunks::<8>(), weights.as_chunks::<8>());
-            for (x, w) in xs.iter().zip(ws) {
-                for (sum, (x, w)) in sums.iter_mut().zip(x.iter().zip(w)) {
-                    *sum += x * w;
-                }
-            }
-            let rest = x_rest.iter().zip(w_rest).fold(0.0, |sum, (x, w)| sum + x * w);
-            let [a, b, c, d, e, f, g, h] = sums;
-            ((a + e) + (b + f)) + ((c + g) + (d + h)) + rest + bias
-        };
-        self.weights.chunks_exact(self.inputs.max(1)).zip(&self.bias).map(row).collect()
+    fn reads(&self) -> Vec<Slot> {
+        match self {
+            Self::Bytes { .. } | Self::Export { .. } => vec![],
+            Self::Import { from, .. } => vec![*from],
+            Self::Plain { inputs, .. } => inputs.iter().copied().flatten().collect(),
+            Self::Island { inputs, .. } => inputs.clone(),
+        }
     }
 }
 
 pub(super) struct Plan {
-    pub(super) entries: Vec<Entry>,
     pub(super) steps: Vec<Step>,
-    pub(super) exits: Vec<Exit>,
+    pub(super) constants: Vec<Tensor>,
+    /// In the order of the request.
+    outputs: Vec<Slot>,
     /// Where each buffer lies in the arena.
     buffers: Vec<Range<usize>>,
+    /// For each step the computed values that nothing reads after it.
+    dying: Vec<Vec<usize>>,
+    values: Vec<Option<Tensor>>,
     pub(super) arena_bytes: usize,
 }
 
 impl Plan {
-    /// `sizes`: bytes of each buffer.
-    pub(super) fn new(entries: Vec<Entry>, steps: Vec<Step>, exits: Vec<Exit>, sizes: &[usize]) -> Self {
-        let (buffers, arena_bytes) = arrange(sizes, &lifetimes(&entries, &steps, &exits, sizes.len()));
-        Self { entries, steps, exits, buffers, arena_bytes }
+    /// `sizes`: bytes of each buffer; `values`: how many plain values are computed.
+    pub(super) fn new(
+        steps: Vec<Step>,
+        constants: Vec<Tensor>,
+        outputs: Vec<Slot>,
+        sizes: &[usize],
+        values: usize,
+    ) -> Self {
+        let (buffers, arena_bytes) = arrange(sizes, &lifetimes(&steps, sizes.len()));
+        let dying = dying(&steps, &outputs, values);
+        let values = std::iter::repeat_with(|| None).take(values).collect();
+        Self { steps, constants, outputs, buffers, dying, values, arena_bytes }
+    }
+
+    /// Where a place begins in the arena.
+    pub(super) fn arena_offset(&self, place: &Place) -> usize {
+        self.buffers[place.buffer.0].start + place.offset
     }
 
     /// `inputs` have the types and shapes of the request; `arena` has `arena_bytes`.
     pub(super) fn run(
-        &self,
+        &mut self,
         isa: Isa,
         inputs: &[&Tensor],
         arena: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<Vec<Tensor>, String> {
-        for entry in &self.entries {
-            let values =
-                inputs.get(entry.input).and_then(|t| t.as_f32()).ok_or("an input is missing or not f32")?;
-            quantise(values, entry, &mut arena[self.buffers[entry.buffer.0].clone()]);
-        }
         let mut context = Context { isa, scratch };
-        for step in &self.steps {
-            let place = &self.buffers[step.output.buffer.0];
+        let Self { steps, constants, outputs, buffers, dying, values, .. } = self;
+        for (step, dying) in steps.iter_mut().zip(dying) {
+            run(&mut step.work, &mut context, Memory { inputs, constants, values, buffers, arena })?;
+            dying.iter().for_each(|value| values[*value] = None);
+        }
+        let outputs: Result<Vec<Tensor>, String> =
+            outputs.iter().map(|slot| read(*slot, inputs, constants, values).cloned()).collect();
+        values.fill(None);
+        outputs
+    }
+}
+
+struct Memory<'a> {
+    inputs: &'a [&'a Tensor],
+    constants: &'a [Tensor],
+    values: &'a mut [Option<Tensor>],
+    buffers: &'a [Range<usize>],
+    arena: &'a mut [u8],
+}
+
+fn read<'a>(
+    slot: Slot,
+    inputs: &[&'a Tensor],
+    constants: &'a [Tensor],
+    values: &'a [Option<Tensor>],
+) -> Result<&'a Tensor, String> {
+    let found = match slot {
+        Slot::Input(at) => inputs.get(at).copied(),
+        Slot::Constant(at) => constants.get(at),
+        Slot::Computed(at) => values.get(at).and_then(Option::as_ref),
+    };
+    found.ok_or_else(|| "a value was not computed".into())
+}
+
+fn run(work: &mut Work, context: &mut Context<'_>, memory: Memory<'_>) -> Result<(), String> {
+    let Memory { inputs: given, constants, values, buffers, arena } = memory;
+    match work {
+        Work::Bytes { inputs, output, operation } => {
+            let place = &buffers[output.buffer.0];
             let (before, rest) = arena.split_at_mut(place.start);
-            let (output, after) = rest.split_at_mut(place.len());
-            // What comes before the output's buffer, and what comes after it: an input never lies in it.
-            let input = |from: Place| {
-                let Range { start, end } = self.buffers[from.buffer.0];
+            let (own, after) = rest.split_at_mut(place.len());
+            let mut views = [View { bytes: &[], stride: 0 }; INPUTS_MAX];
+            for (view, from) in views.iter_mut().zip(&*inputs) {
+                // What comes before the output's buffer, and what comes after it: an input never lies in it.
+                let Range { start, end } = buffers[from.buffer.0];
                 let buffer = if end <= place.start {
                     &before[start..end]
                 } else {
                     &after[start - place.end..end - place.end]
                 };
-                View { bytes: &buffer[from.offset..][..from.length()], stride: from.stride }
-            };
-            let bytes = &mut output[step.output.offset..][..step.output.length()];
-            let output = ViewMut { bytes, stride: step.output.stride };
-            step.operation.run(&mut context, &step.inputs.map(input), output);
-        }
-        self.exits.iter().map(|exit| finish(exit, &arena[self.buffers[exit.buffer.0].clone()])).collect()
-    }
-}
-
-/// NCHW f32 to NHWC u8: `rint(x / scale) + zero`, clamped.
-fn quantise(values: &[f32], entry: &Entry, out: &mut [u8]) {
-    let Quantity { scale, zero } = entry.quantity;
-    let (c, area) = (entry.shape.c, entry.shape.h * entry.shape.w);
-    for (channel, plane) in values.chunks_exact(area.max(1)).enumerate().take(c) {
-        for (pixel, value) in out.chunks_exact_mut(c).zip(plane) {
-            pixel[channel] = (super::kernels::rint(value / scale) + i32::from(zero)).clamp(0, 255) as u8;
-        }
-    }
-}
-
-fn finish(exit: &Exit, bytes: &[u8]) -> Result<Tensor, String> {
-    let Shape { h, w, c } = exit.shape;
-    let Quantity { scale, zero } = exit.quantity;
-    let plane = |channel: usize| bytes.iter().skip(channel).step_by(c.max(1)).take(h * w);
-    let real = |q: &u8| (f32::from(*q) - f32::from(zero)) * scale;
-    let mean = |channel: usize| {
-        // Exact up to the one division.
-        let sum: i64 = plane(channel).map(|q| i64::from(*q) - i64::from(zero)).sum();
-        sum as f32 * scale / (h * w) as f32
-    };
-    let data = match &exit.form {
-        ExitForm::Bytes => Data::U8((0..c).flat_map(plane).copied().collect()),
-        ExitForm::Real(tail) => {
-            let values: Vec<f32> = if tail.mean {
-                (0..c).map(mean).collect()
-            } else {
-                (0..c).flat_map(plane).map(real).collect()
-            };
-            Data::F32(match &tail.dense {
-                Some(dense) => dense.run(&values),
-                None => values,
-            })
-        }
-    };
-    Tensor::new(exit.dims.clone(), data).map_err(|e| e.to_string())
-}
-
-/// First and last moment at which each buffer is needed: 0 is before the first step, step `i` runs at `i + 1`.
-fn lifetimes(entries: &[Entry], steps: &[Step], exits: &[Exit], count: usize) -> Vec<Range<usize>> {
-    let mut lives: Vec<Option<Range<usize>>> = vec![None; count];
-    let mut need = |id: BufferId, at: usize| {
-        let life = lives[id.0].get_or_insert(at..at + 1);
-        *life = life.start.min(at)..life.end.max(at + 1);
-    };
-    entries.iter().for_each(|entry| need(entry.buffer, 0));
-    for (i, step) in steps.iter().enumerate() {
-        step.inputs.iter().for_each(|input| need(input.buffer, i + 1));
-        need(step.output.buffer, i + 1);
-    }
-    exits.iter().for_each(|exit| need(exit.buffer, steps.len() + 1));
-    lives.into_iter().map(Option::unwrap_or_default).collect()
-}
-
-/// Places buffers, largest first, each at the lowest offset that is free during its life. Returns the places and the
-/// size of the whole.
-fn arrange(sizes: &[usize], lives: &[Range<usize>]) -> (Vec<Range<usize>>, usize) {
-    /// A cache line.
-    const ALIGNMENT: usize = 64;
-    let mut order: Vec<usize> = (0..sizes.len()).collect();
-    order.sort_by_key(|i| (std::cmp::Reverse(sizes[*i]), *i));
-    let mut places = vec![0..0; sizes.len()];
-    let mut placed: Vec<usize> = Vec::new();
-    let mut total = 0;
-    for i in order {
-        let meets = |j: &usize| lives[*j].start < lives[i].end && lives[i].start < lives[*j].end;
-        let mut taken: Vec<Range<usize>> =
-            placed.iter().filter(|j| meets(j)).map(|j| places[*j].clone()).collect();
-        taken.sort_by_key(|range| range.start);
-        let mut start = 0;
-        for range in taken {
-            if range.start >= start + sizes[i] {
-                break;
+                *view = View { bytes: &buffer[from.offset..][..from.length()], stride: from.stride };
             }
-            start = start.max(range.end.next_multiple_of(ALIGNMENT));
+            let bytes = &mut own[output.offset..][..output.length()];
+            operation.run(context, &views[..inputs.len()], ViewMut { bytes, stride: output.stride });
         }
-        places[i] = start..start + sizes[i];
-        total = total.max(places[i].end);
-        placed.push(i);
-    }
-    (places, total)
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn buffers_alive_together_do_not_overlap(
-            buffers in prop::collection::vec((1usize..500, 0usize..20, 1usize..6), 1..40),
-        ) {
-            let sizes: Vec<usize> = buffers.iter().map(|b| b.0).collect();
-            let lives: Vec<Range<usize>> = buffers.iter().map(|b| b.1..b.1 + b.2).collect();
-            let (places, total) = arrange(&sizes, &lives);
-            for i in 0..sizes.len() {
-                prop_assert!(places[i].len() == sizes[i] && places[i].end <= total);
-                for j in 0..i {
-                    let together = lives[i].start < lives[j].end && lives[j].start < lives[i].end;
-                    let apart = places[i].end <= places[j].start || places[j].end <= places[i].start;
-                    prop_assert!(!together || apart, "{:?} {:?}", places[i], places[j]);
+        Work::Import { from, to, import } => {
+            let tensor = read(*from, given, constants, values)?;
+            let bytes = &mut arena[buffers[to.buffer.0].clone()][to.offset..][..to.length()];
+            import.run(tensor, to.shape, ViewMut { bytes, stride: to.stride })?;
+        }
+        Work::Export { from, to, export } => {
+            let bytes = &arena[buffers[from.buffer.0].clone()][from.offset..][..from.length()];
+            values[*to] = Some(export.run(from.shape, View { bytes, stride: from.stride })?);
+        }
+        Work::Plain { inputs, outputs, call } => {
+            let slot = |slot: &Option<Slot>| slot.map(|s| read(s, given, constants, values)).transpose();
+            let tensors = inputs.iter().map(slot).collect::<Result<Vec<_>, _>>()?;
+            let results = call.run(&tensors)?;
+            for (to, tensor) in outputs.iter().zip(results) {
+                if let Some(to) = to {
+                    values[*to] = Some(tensor);
                 }
             }
         }
+        Work::Island { inputs, outputs, engine, .. } => {
+            let tensors =
+                inputs.iter().map(|s| read(*s, given, constants, values)).collect::<Result<Vec<_>, _>>()?;
+            let results = engine.run(&tensors)?;
+            outputs.iter().zip(results).for_each(|(to, tensor)| values[*to] = Some(tensor));
+        }
     }
+    Ok(())
+}
 
-    #[test]
-    fn a_chain_needs_two_buffers() {
-        let lives = [0..2, 1..3, 2..4, 3..5];
-        assert_eq!(arrange(&[64, 64, 64, 64], &lives).1, 128);
+/// From the first step that uses a buffer to behind the last.
+fn lifetimes(steps: &[Step], count: usize) -> Vec<Range<usize>> {
+    let mut lives: Vec<Option<Range<usize>>> = vec![None; count];
+    for (at, step) in steps.iter().enumerate() {
+        for place in step.work.places() {
+            let life = lives[place.buffer.0].get_or_insert(at..at + 1);
+            *life = life.start.min(at)..life.end.max(at + 1);
+        }
     }
+    lives.into_iter().map(Option::unwrap_or_default).collect()
+}
+
+fn dying(steps: &[Step], outputs: &[Slot], values: usize) -> Vec<Vec<usize>> {
+    let mut last = vec![None; values];
+    for (at, step) in steps.iter().enumerate() {
+        for slot in step.work.reads() {
+            if let Slot::Computed(value) = slot {
+                last[value] = Some(at);
+            }
+        }
+    }
+    for slot in outputs {
+        if let Slot::Computed(value) = slot {
+            last[*value] = None;
+        }
+    }
+    let mut dying = vec![vec![]; steps.len()];
+    for (value, at) in last.into_iter().enumerate() {
+        if let Some(at) = at {
+            dying[at].push(value);
+        }
+    }
+    dying
 }

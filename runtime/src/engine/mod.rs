@@ -1,10 +1,10 @@
 //! Engines: what computes a network. Each is a module here, made by one line in [`build`].
 
 mod qdq;
-mod tract;
+pub(crate) mod tract;
 
 use crate::{
-    cpu::Cpu,
+    cpu::Sketch,
     model::LoadError,
     session::{EngineChoice, Request},
     tensor::Tensor,
@@ -25,19 +25,32 @@ pub(crate) trait Engine: Send {
     }
 }
 
-/// The engine asked for, or the first that can run the network.
+/// The engine asked for, or the first that does well by the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
-    if choice != EngineChoice::Tract {
-        match Cpu::new(request.model.graph(), request.shapes, request.outputs) {
-            Ok(cpu) => return Ok(Box::new(cpu)),
-            Err(refused) if choice == EngineChoice::Cpu => {
-                let (model, reason) = (request.model.name().to_owned(), refused.to_string());
-                return Err(LoadError::Engine { model, engine: "cpu", reason });
-            }
-            Err(_) => {}
+    let Request { model, inputs, shapes, outputs } = request;
+    let graph = model.graph();
+    let failed = |engine: &'static str, reason: String| {
+        let model = model.name().to_owned();
+        LoadError::Engine { model, engine, reason }
+    };
+    let cpu = || {
+        let cpu = Sketch::new(graph, shapes, outputs).build();
+        cpu.map(|cpu| Box::new(cpu) as Box<dyn Engine>).map_err(|reason| failed("cpu", reason))
+    };
+    let tract = || {
+        let dims: Vec<Vec<usize>> = inputs.iter().map(|(_, dims)| dims.clone()).collect();
+        let tract = tract::Tract::new(graph, &dims, outputs);
+        tract.map(|tract| Box::new(tract) as Box<dyn Engine>).map_err(|reason| failed("tract", reason))
+    };
+    match choice {
+        EngineChoice::Cpu => cpu(),
+        EngineChoice::Tract => tract(),
+        EngineChoice::Auto if Sketch::new(graph, shapes, outputs).has_byte_steps() => {
+            cpu().or_else(|_| tract())
         }
+        // Operators of ours may be what tract lacks; of the two reasons, tract's says more.
+        EngineChoice::Auto => tract().or_else(|why| cpu().map_err(|_| why)),
     }
-    Ok(Box::new(tract::Tract::new(request)?))
 }
 
 /// Runs code that is not ours and may panic; the panic's message becomes the error's.

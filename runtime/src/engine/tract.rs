@@ -20,8 +20,7 @@ use tract_onnx::{
 
 use super::{Engine, guarded, qdq};
 use crate::{
-    model::LoadError,
-    session::Request,
+    graph::{Graph, ValueId},
     tensor::{Data, Tensor as Ours},
 };
 
@@ -34,28 +33,25 @@ pub(crate) struct Tract {
 }
 
 impl Tract {
-    pub(crate) fn new(request: &Request<'_>) -> Result<Self, LoadError> {
-        let plan = guarded(|| load(request).map_err(|e| format!("{e:#}")));
-        let engine = "tract";
-        let model = request.model.name().to_owned();
-        let plan = plan.map_err(|reason| LoadError::Engine { model, engine, reason })?;
+    /// `inputs`: the shape of each, in the graph's order.
+    pub(crate) fn new(graph: &Graph, inputs: &[Vec<usize>], outputs: &[ValueId]) -> Result<Self, String> {
+        let plan = guarded(|| load(graph, inputs, outputs).map_err(|e| format!("{e:#}")))?;
         Ok(Self { plan, state: None })
     }
 }
 
-fn load(request: &Request<'_>) -> TractResult<Arc<TypedRunnableModel>> {
-    let graph = request.model.graph();
+fn load(graph: &Graph, inputs: &[Vec<usize>], outputs: &[ValueId]) -> TractResult<Arc<TypedRunnableModel>> {
     // Our messages and tract's are the same on the wire.
     let proto = pb::ModelProto::decode(&*qdq::to_float(graph).encode_to_vec())?;
     let mut onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
     onnx.op_register.insert(qdq::ROUND_TRIP, round_trip);
     let mut model = onnx.model_for_proto_model(&proto)?;
     drop(proto);
-    for (i, (_, dims)) in request.inputs.iter().enumerate() {
+    for (i, dims) in inputs.iter().enumerate() {
         let data_type = model.input_fact(i)?.datum_type.concretize().unwrap_or(f32::datum_type());
         model = model.with_input_fact(i, InferenceFact::dt_shape(data_type, dims))?;
     }
-    let names: Vec<&str> = request.outputs.iter().map(|id| graph.value(*id).name.as_str()).collect();
+    let names: Vec<&str> = outputs.iter().map(|id| graph.value(*id).name.as_str()).collect();
     let outlets = names.iter().map(|name| outlet(&model, name)).collect::<TractResult<Vec<_>>>()?;
     model.select_output_outlets(&outlets)?;
     model.into_optimized()?.into_runnable()

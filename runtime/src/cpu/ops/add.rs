@@ -1,46 +1,274 @@
-//! Add of two activations of one shape: two fused multiply-adds on the raw bytes, as ONNX Runtime's x86 kernel.
+//! Add, Mul, Sub and Div of two activations, or of one and a constant.
 //!
-//! Off-spec: the zero point joins before rounding, so that exact ties go another way where it is odd.
+//! Add is two fused multiply-adds on the raw bytes, Mul one multiplication of integers: as ONNX Runtime's x86 kernels.
+//! Off-spec: in both the zero point joins before rounding, so that exact ties go another way where it is odd. Sub and Div
+//! are in f32, with one rounding, as there. An operand is stretched where it has one pixel or one channel.
 
-use super::super::{
-    kernels::{Sum, Target, add},
-    lower::{Lowering, Outcome, Pending, Refusal},
-    plan::{Context, Operation, Quantity, View, ViewMut},
+use std::rc::Rc;
+
+use super::{
+    super::{
+        kernels::{Sum, Target, add, rint},
+        lower::{Activation, Curve, Lowering, Outcome, Pending, Refusal},
+        plan::{Context, Operation, Quantity, Shape, View, ViewMut},
+    },
+    layout::stretched,
 };
-use crate::graph::NodeId;
+use crate::{graph::NodeId, onnx::DataType};
 
-pub(super) fn lower(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
-    let (a, b) = (lowering.activation(id, 0)?, lowering.activation(id, 1)?);
-    if a.shape != b.shape {
-        return Err(Refusal::Form("its inputs have two shapes"));
-    }
-    let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
-        let (ratio_a, ratio_b) = (a.quantity.scale / result.scale, b.quantity.scale / result.scale);
-        let (zero_a, zero_b) = (f32::from(a.quantity.zero), f32::from(b.quantity.zero));
-        let fixed = f32::from(result.zero) - ratio_a.mul_add(zero_a, ratio_b * zero_b);
-        if ![ratio_a, ratio_b, fixed].iter().all(|v| v.abs() < 1e9) {
-            return Err(Refusal::Form("its scales are too far apart"));
-        }
-        let sum = Sum { ratio_a, ratio_b, fixed, low: target.low, high: target.high };
-        Ok(Box::new(Add { sum, channels: a.shape.c }))
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Add,
+    Mul,
+    Sub,
+    Div,
+}
+
+pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let kind = match lowering.graph().proto(id).op_type.as_str() {
+        "Add" => Kind::Add,
+        "Mul" => Kind::Mul,
+        "Sub" => Kind::Sub,
+        _ => Kind::Div,
     };
-    Ok(Outcome::Pending(Pending::new(id, [a, b], a.shape, finish)))
+    if let Some(outcome) = curves(lowering, id, kind)? {
+        return Ok(outcome);
+    }
+    let output = lowering.output(id)?;
+    let order = match (lowering.activation(id, 0), lowering.activation(id, 1)) {
+        (Ok(a), _) if a.shape.pixels() > 1 => a.order,
+        (_, Ok(b)) => b.order,
+        (Ok(a), _) => a.order,
+        (Err(why), _) => return Err(why),
+    };
+    let shape = lowering.shape_in(output, order)?;
+    let rank = lowering.shapes().of(output).map(<[usize]>::len);
+    let mut operands = [lowering.operand(id, 0, order)?, lowering.operand(id, 1, order)?];
+    for (index, operand) in operands.iter_mut().enumerate() {
+        let own = lowering.input(id, index).and_then(|v| lowering.shapes().of(v)).map(<[usize]>::len);
+        // Fewer dimensions would mean others than the first ones.
+        if own != rank && operand.shape.bytes() != 1 {
+            return Err(Refusal::Form("its inputs have different numbers of dimensions"));
+        }
+        if operand.shape != shape && !(operand.shape.pixels() == 1 && operand.shape.c == shape.c) {
+            *operand = stretched(lowering, id, *operand, shape)?;
+        }
+    }
+    let [a, b] = operands;
+    let finish = move |result: Quantity, target: Target| operation(kind, a, b, shape, result, target);
+    Ok(Outcome::Pending(Pending { order, ..Pending::new(id, &[a, b], shape, finish) }))
 }
 
-struct Add {
-    sum: Sum,
+/// Both operands follow from one byte, or one is one constant: then so does the result.
+fn curves(lowering: &mut Lowering<'_>, id: NodeId, kind: Kind) -> Result<Option<Outcome>, Refusal> {
+    let float = |a: f32, b: f32| match kind {
+        Kind::Add => a + b,
+        Kind::Mul => a * b,
+        Kind::Sub => a - b,
+        Kind::Div => a / b,
+    };
+    let one = |index| lowering.reals(id, index).filter(|v| v.len() == 1).map(|v| v[0]);
+    let curve = |index| lowering.curve(id, index);
+    if let Some(b) = one(1) {
+        let Curve { of, values } = curve(0)?;
+        let values = Rc::new(values.map(|a| float(a, b)));
+        return keeps(lowering, id, of, values);
+    }
+    if let Some(a) = one(0) {
+        let Curve { of, values } = curve(1)?;
+        let values = Rc::new(values.map(|b| float(a, b)));
+        return keeps(lowering, id, of, values);
+    }
+    // A constant in quantised form: the operator on bytes, with that byte on one side.
+    for (index, other) in [(1, 0), (0, 1)] {
+        if let (Some((byte, quantity)), Ok(of)) =
+            (lowering.fixed_byte(id, index), lowering.activation(id, other))
+        {
+            let shape = lowering.shape_in(lowering.output(id)?, of.order)?;
+            if shape != of.shape {
+                return Err(Refusal::Form("a constant stretches it"));
+            }
+            let finish = move |result: Quantity, target: Target| {
+                let fixed = Activation { quantity, ..of };
+                let (a, b) = if index == 1 { (of, fixed) } else { (fixed, of) };
+                let formula = Formula::new(kind, a.quantity, b.quantity, result, target)?;
+                Ok(std::array::from_fn(|q| {
+                    let q = q as u8;
+                    if index == 1 { formula.byte(q, byte) } else { formula.byte(byte, q) }
+                }))
+            };
+            return Ok(Some(Outcome::Pending(Pending::table(id, of, finish))));
+        }
+    }
+    let (Ok(a), Ok(b)) = (curve(0), curve(1)) else { return Ok(None) };
+    let base = |lowering: &Lowering<'_>, of: Activation| lowering.base(of);
+    let ((base_a, table_a), (base_b, table_b)) = (base(lowering, a.of), base(lowering, b.of));
+    if (base_a.made, base_a.offset, base_a.shape, base_a.order)
+        != (base_b.made, base_b.offset, base_b.shape, base_b.order)
+    {
+        return Ok(None);
+    }
+    if let (Ok(a), Ok(b)) = (lowering.activation(id, 0), lowering.activation(id, 1)) {
+        let finish = move |result: Quantity, target: Target| {
+            let formula = Formula::new(kind, a.quantity, b.quantity, result, target)?;
+            Ok(std::array::from_fn(|q| formula.byte(table_a[q], table_b[q])))
+        };
+        return Ok(Some(Outcome::Pending(Pending::table(id, base_a, finish))));
+    }
+    let values =
+        std::array::from_fn(|q| float(a.values[usize::from(table_a[q])], b.values[usize::from(table_b[q])]));
+    Ok(Some(Outcome::Curve(Curve { of: base_a, values: Rc::new(values) })))
+}
+
+/// A curve, unless the constant stretches what it is joined with.
+fn keeps(
+    lowering: &Lowering<'_>,
+    id: NodeId,
+    of: Activation,
+    values: Rc<[f32; 256]>,
+) -> Result<Option<Outcome>, Refusal> {
+    let shape = lowering.shape_in(lowering.output(id)?, of.order)?;
+    if shape == of.shape {
+        Ok(Some(Outcome::Curve(Curve { of, values })))
+    } else {
+        Err(Refusal::Form("a constant stretches it"))
+    }
+}
+
+fn operation(
+    kind: Kind,
+    a: Activation,
+    b: Activation,
+    shape: Shape,
+    result: Quantity,
+    target: Target,
+) -> Result<Box<dyn Operation>, Refusal> {
+    let formula = Formula::new(kind, a.quantity, b.quantity, result, target)?;
+    let stretched = [a.shape != shape, b.shape != shape];
+    Ok(Box::new(Binary { formula, channels: shape.c, stretched, table: None }))
+}
+
+/// What is done to two bytes.
+#[derive(Debug, Clone, Copy)]
+enum Formula {
+    Add(Sum),
+    Mul { zero_a: i32, zero_b: i32, ratio: f32, zero: f32, low: u8, high: u8 },
+    Real { divides: bool, a: Quantity, b: Quantity, scale: f32, target: Target },
+}
+
+impl Formula {
+    fn new(kind: Kind, a: Quantity, b: Quantity, result: Quantity, target: Target) -> Result<Self, Refusal> {
+        let Target { low, high, .. } = target;
+        let far = || Refusal::Form("its scales are too far apart");
+        match kind {
+            Kind::Add => {
+                let (ratio_a, ratio_b) = (a.scale / result.scale, b.scale / result.scale);
+                let (zero_a, zero_b) = (f32::from(a.zero), f32::from(b.zero));
+                let fixed = f32::from(result.zero) - ratio_a.mul_add(zero_a, ratio_b * zero_b);
+                let sane = [ratio_a, ratio_b, fixed].iter().all(|v| v.abs() < 1e9);
+                sane.then_some(Self::Add(Sum { ratio_a, ratio_b, fixed, low, high })).ok_or_else(far)
+            }
+            Kind::Mul => {
+                let ratio = a.scale * b.scale / result.scale;
+                let (zero_a, zero_b, zero) = (a.zero.into(), b.zero.into(), result.zero.into());
+                let sane = ratio.abs() < 1e9;
+                sane.then_some(Self::Mul { zero_a, zero_b, ratio, zero, low, high }).ok_or_else(far)
+            }
+            Kind::Sub | Kind::Div => {
+                Ok(Self::Real { divides: kind == Kind::Div, a, b, scale: result.scale, target })
+            }
+        }
+    }
+
+    fn byte(&self, x: u8, y: u8) -> u8 {
+        match *self {
+            Self::Add(Sum { ratio_a, ratio_b, fixed, low, high }) => {
+                let value = f32::from(x).mul_add(ratio_a, f32::from(y).mul_add(ratio_b, fixed));
+                rint(value).clamp(low.into(), high.into()) as u8
+            }
+            Self::Mul { zero_a, zero_b, ratio, zero, low, high } => {
+                let product = (i32::from(x) - zero_a) * (i32::from(y) - zero_b);
+                rint(product as f32 * ratio + zero).clamp(low.into(), high.into()) as u8
+            }
+            Self::Real { divides, a, b, scale, target } => {
+                let real = |q: u8, of: Quantity| (f32::from(q) - f32::from(of.zero)) * of.scale;
+                let (x, y) = (real(x, a), real(y, b));
+                let value = rint((if divides { x / y } else { x - y }) / scale) + i32::from(target.zero);
+                value.clamp(target.low.into(), target.high.into()) as u8
+            }
+        }
+    }
+}
+
+struct Binary {
+    formula: Formula,
     channels: usize,
+    /// An operand that has one pixel, which goes with every pixel of the other.
+    stretched: [bool; 2],
+    table: Option<Box<[u8; 256]>>,
 }
 
-impl Operation for Add {
+impl Binary {
+    fn row(&self, context: &Context<'_>, a: &[u8], b: &[u8], output: &mut [u8]) {
+        match self.formula {
+            Formula::Add(sum) => add(context.isa, a, b, sum, output),
+            Formula::Mul { zero_a, zero_b, ratio, zero, low, high } => {
+                for ((x, y), out) in a.iter().zip(b).zip(&mut *output) {
+                    let product = (i32::from(*x) - zero_a) * (i32::from(*y) - zero_b);
+                    *out = rint(product as f32 * ratio + zero).clamp(low.into(), high.into()) as u8;
+                }
+            }
+            formula => {
+                a.iter().zip(b).zip(&mut *output).for_each(|((x, y), out)| *out = formula.byte(*x, *y));
+            }
+        }
+        if let Some(table) = &self.table {
+            output.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
+        }
+    }
+}
+
+impl Operation for Binary {
     fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let (a, b) = (inputs[0], inputs[1]);
-        if [a.stride, b.stride, output.stride] == [self.channels; 3] {
-            return add(context.isa, a.bytes, b.bytes, self.sum, output.bytes);
+        if [a.stride, b.stride, output.stride] == [self.channels; 3] && self.stretched == [false; 2] {
+            return self.row(context, a.bytes, b.bytes, output.bytes);
         }
-        let pixels = a.pixels(self.channels).zip(b.pixels(self.channels));
-        for ((a, b), output) in pixels.zip(output.pixels(self.channels)) {
-            add(context.isa, a, b, self.sum, output);
+        let step = |view: View<'_>, stretched: bool| if stretched { 0 } else { view.stride };
+        let (step_a, step_b) = (step(a, self.stretched[0]), step(b, self.stretched[1]));
+        for (i, output) in output.pixels(self.channels).enumerate() {
+            let a = &a.bytes[i * step_a..][..self.channels];
+            self.row(context, a, &b.bytes[i * step_b..][..self.channels], output);
         }
+    }
+
+    fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
+        let fused = self.table.get_or_insert_with(|| Box::new(std::array::from_fn(|q| q as u8)));
+        fused.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
+        true
+    }
+}
+
+impl Lowering<'_> {
+    /// A dequantised constant of one element.
+    fn fixed_byte(&self, id: NodeId, index: usize) -> Option<(u8, Quantity)> {
+        let producer = self.graph().producer(self.input(id, index)?)?;
+        if self.graph().proto(producer).op_type != "DequantizeLinear" {
+            return None;
+        }
+        let tensor = self.constant(producer, 0)?;
+        let [scale] = self.reals(producer, 1)?[..] else { return None };
+        let one = |tensor: &crate::onnx::TensorProto| match tensor.element_type().ok()? {
+            DataType::Uint8 => tensor.to_u8().ok()?.first().copied(),
+            DataType::Int8 => tensor.to_i8().ok()?.first().map(|q| *q as u8 ^ 0x80),
+            _ => None,
+        };
+        let absent = || Some(if tensor.element_type() == Ok(DataType::Int8) { 0x80 } else { 0 });
+        let zero = match self.input(producer, 2) {
+            Some(_) => one(self.constant(producer, 2)?),
+            None => absent(),
+        };
+        let byte = one(tensor).filter(|_| tensor.elements() == Some(1) && scale.is_normal() && scale > 0.0);
+        byte.zip(zero).map(|(byte, zero)| (byte, Quantity { scale, zero }))
     }
 }

@@ -12,10 +12,10 @@ use super::{
     },
     depthwise,
 };
-use crate::{graph::NodeId, onnx::DataType, shape};
+use crate::{graph::NodeId, shape};
 
-pub(super) fn lower(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
-    let input = lowering.activation(id, 0)?;
+pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
     let proto = lowering.graph().proto(id);
     let fixed =
@@ -50,7 +50,7 @@ pub(super) fn lower(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, Refu
         let matrices = (0..groups).map(matrix).collect();
         Ok(Box::new(Conv { geometry, matrices, zero: input.quantity.zero, target }))
     };
-    Ok(Outcome::Pending(Pending::new(id, [input; 2], output, finish)))
+    Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
 }
 
 /// s8 weights and i32 bias of a linear operator: `rows` results of `columns` products each.
@@ -296,9 +296,4 @@ impl Conv {
             }
         }
     }
-}
-
-/// Whether a tensor is of s8: for operators that take other kinds too.
-pub(super) fn is_s8(tensor: &crate::onnx::TensorProto) -> bool {
-    tensor.element_type() == Ok(DataType::Int8)
 }

@@ -1,17 +1,14 @@
 //! GlobalAveragePool (i32 sum, one f32 multiplier) and MaxPool (on the bytes).
 
-use super::{
-    super::{
-        kernels::{Target, rint},
-        lower::{Float, Lowering, Outcome, Pending, Refusal},
-        plan::{Context, Operation, Quantity, Shape, Tail, View, ViewMut},
-    },
-    table::{Table, requantise_table},
+use super::super::{
+    kernels::{Target, rint},
+    lower::{Activation, Lowering, Outcome, Pending, Refusal},
+    plan::{Context, Operation, Quantity, Shape, View, ViewMut},
 };
 use crate::{graph::NodeId, shape};
 
-pub(super) fn lower_average(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
-    let input = lowering.activation(id, 0)?;
+pub(super) fn lower_average(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.channels_last(id, 0)?;
     let area = input.shape.h * input.shape.w;
     // The sum of that many bytes fits i32.
     if !(1..=1 << 22).contains(&area) {
@@ -22,9 +19,7 @@ pub(super) fn lower_average(lowering: &Lowering<'_>, id: NodeId) -> Result<Outco
         let zero_sum = i32::from(input.quantity.zero) * area as i32;
         Ok(Box::new(GlobalAverage { channels: input.shape.c, zero_sum, multiplier, target }))
     };
-    let float = Float { from: input, tail: Tail { mean: true, dense: None } };
-    let pending = Pending::new(id, [input; 2], lowering.output_shape(id)?, finish);
-    Ok(Outcome::Pending(Pending { float: Some(float), ..pending }))
+    Ok(Outcome::Mean(input, Pending::new(id, &[input], lowering.output_shape(id)?, finish)))
 }
 
 struct GlobalAverage {
@@ -54,28 +49,23 @@ impl Operation for GlobalAverage {
     }
 }
 
-pub(super) fn lower_max(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
-    let input = lowering.activation(id, 0)?;
+pub(super) fn lower_max(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
     let proto = lowering.graph().proto(id);
     let kernel: Option<Vec<usize>> =
         proto.ints("kernel_shape").and_then(|k| k.iter().map(|k| usize::try_from(*k).ok()).collect());
     let kernel = kernel.filter(|k| k.len() == 2).ok_or(Refusal::Form("it has not two spatial dimensions"))?;
     let window = shape::Window::of(proto, &kernel).ok_or(Refusal::Form("its window makes no sense"))?;
-    let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
-        // The largest byte has the largest value, so that a change of meaning can come after.
-        let table = requantise_table(input.quantity, result).map(|q| q.clamp(target.low, target.high));
-        let table = Table { bytes: table, channels: input.shape.c };
-        Ok(Box::new(Max { window: window.clone(), input: input.shape, output, table }))
-    };
-    Ok(Outcome::Pending(Pending::new(id, [input; 2], output, finish)))
+    // The largest byte has the largest value.
+    let made = lowering.step(id, &[input], output, Box::new(Max { window, input: input.shape, output }));
+    Ok(Outcome::Real(Activation { made, offset: 0, shape: output, ..input }))
 }
 
 struct Max {
     window: shape::Window,
     input: Shape,
     output: Shape,
-    table: Table,
 }
 
 impl Operation for Max {
@@ -98,7 +88,6 @@ impl Operation for Max {
                     pixel.iter_mut().zip(from).for_each(|(out, q)| *out = (*out).max(*q));
                 }
             }
-            self.table.apply(pixel);
         }
     }
 }

@@ -1,46 +1,50 @@
-//! Whatever maps one byte to one byte: a table of 256 entries. Change of scale, Relu and Clip that stand alone.
+//! Whatever maps one byte to one byte: a table of 256 entries. Changes of scale, and all functions of one value.
 //!
-//! Relu and Clip right behind another operator cost nothing: they narrow the bounds of its result.
+//! Relu and Clip right behind another operator cost nothing: they narrow the bounds of its result. Other functions of an
+//! activation, and functions of them, are curves until a `QuantizeLinear` makes a table of them.
+
+use std::rc::Rc;
 
 use super::super::{
-    kernels::{Target, rint},
-    lower::{Lowering, Outcome, Pending, Refusal},
+    kernels::rint,
+    lower::{Curve, Lowering, Outcome, Pending, Refusal},
     plan::{Context, Operation, Quantity, Shape, View, ViewMut},
 };
-use crate::graph::NodeId;
+use crate::{graph::NodeId, plain};
 
-pub(super) struct Table {
-    pub(super) bytes: [u8; 256],
+struct Table {
+    bytes: Box<[u8; 256]>,
     /// Of a pixel.
-    pub(super) channels: usize,
+    channels: usize,
 }
 
-impl Table {
-    pub(super) fn apply(&self, bytes: &mut [u8]) {
-        bytes.iter_mut().for_each(|q| *q = self.bytes[usize::from(*q)]);
-    }
+/// Each byte looked up.
+pub(crate) fn table(bytes: [u8; 256], shape: Shape) -> Box<dyn Operation> {
+    Box::new(Table { bytes: Box::new(bytes), channels: shape.c })
 }
 
 impl Operation for Table {
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let input = inputs[0];
+        let look_up = |to: &mut [u8], from: &[u8]| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = self.bytes[usize::from(*from)]);
+        };
         if [input.stride, output.stride] == [self.channels; 2] {
-            output.bytes.copy_from_slice(input.bytes);
-            return self.apply(output.bytes);
+            return look_up(output.bytes, input.bytes);
         }
         for (output, input) in output.pixels(self.channels).zip(input.pixels(self.channels)) {
-            output.copy_from_slice(input);
-            self.apply(output);
+            look_up(output, input);
         }
+    }
+
+    fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
+        self.bytes.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
+        true
     }
 }
 
 /// The bytes of the same real values under another scale and zero point.
-pub(crate) fn requantise(from: Quantity, to: Quantity, shape: Shape) -> Box<dyn Operation> {
-    Box::new(Table { bytes: requantise_table(from, to), channels: shape.c })
-}
-
-pub(super) fn requantise_table(from: Quantity, to: Quantity) -> [u8; 256] {
+pub(crate) fn requantise_table(from: Quantity, to: Quantity) -> [u8; 256] {
     std::array::from_fn(|q| {
         if from == to {
             return q as u8;
@@ -50,27 +54,24 @@ pub(super) fn requantise_table(from: Quantity, to: Quantity) -> [u8; 256] {
     })
 }
 
+/// Operators of one input that [`plain`] has a function for.
+pub(super) fn lower_function(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let function = plain::function(lowering.graph().proto(id)).ok_or(Refusal::Operator)?;
+    let Curve { of, values } = lowering.curve(id, 0)?;
+    Ok(Outcome::Curve(Curve { of, values: Rc::new(values.map(function)) }))
+}
+
 /// Relu, and Clip with constant bounds (attributes before opset 11, inputs after).
-pub(super) fn lower_clamp(lowering: &Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+pub(super) fn lower_clamp(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let (low, high) = bounds(lowering, id)?;
-    if let Some(before) = lowering.pending(id) {
-        // What ONNX says for low above high: the result is high.
-        let clamp = |v: f32| v.max(low).min(high);
-        return Ok(Outcome::Pending(Pending {
-            low: clamp(before.low),
-            high: clamp(before.high),
-            float: None,
-            ..before.clone()
-        }));
-    }
-    let input = lowering.activation(id, 0)?;
-    let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
-        let bytes = requantise_table(input.quantity, result).map(|q| q.clamp(target.low, target.high));
-        Ok(Box::new(Table { bytes, channels: input.shape.c }))
-    };
+    // What ONNX says for low above high: the result is high.
     let clamp = |v: f32| v.max(low).min(high);
-    let pending = Pending::new(id, [input; 2], input.shape, finish);
-    Ok(Outcome::Pending(Pending { low: clamp(f32::NEG_INFINITY), high: clamp(f32::INFINITY), ..pending }))
+    if let Some(before) = lowering.pending(id) {
+        let (low, high) = (clamp(before.low), clamp(before.high));
+        return Ok(Outcome::Pending(Pending { low, high, ..before.clone() }));
+    }
+    let Curve { of, values } = lowering.curve(id, 0)?;
+    Ok(Outcome::Curve(Curve { of, values: Rc::new(values.map(clamp)) }))
 }
 
 fn bounds(lowering: &Lowering<'_>, id: NodeId) -> Result<(f32, f32), Refusal> {
@@ -82,7 +83,7 @@ fn bounds(lowering: &Lowering<'_>, id: NodeId) -> Result<(f32, f32), Refusal> {
         if lowering.input(id, index).is_none() {
             return Some(proto.float(attribute).unwrap_or(absent));
         }
-        let values = lowering.constant(id, index)?.to_f32().ok()?;
+        let values = lowering.reals(id, index)?;
         values.first().copied().filter(|v| values.len() == 1 && !v.is_nan())
     };
     let both = bound(1, "min", f32::NEG_INFINITY).zip(bound(2, "max", f32::INFINITY));

@@ -1,0 +1,109 @@
+//! Between plain tensors and activations: quantising, dequantising, and moving channels to where they belong.
+
+use super::{
+    kernels::rint,
+    plan::{Order, Quantity, Shape, View, ViewMut},
+};
+use crate::tensor::{Data, Tensor};
+
+/// What a byte means when it is signed: the top bit is flipped.
+const SIGN: u8 = 0x80;
+
+/// A plain tensor to an activation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Import {
+    pub(super) order: Order,
+    /// How f32 becomes bytes: `rint(x / scale) + zero`, clamped. u8 and i8 are taken as they are.
+    pub(super) quantity: Quantity,
+}
+
+impl Import {
+    pub(super) fn run(&self, tensor: &Tensor, shape: Shape, out: ViewMut<'_>) -> Result<(), String> {
+        if tensor.data().len() != shape.bytes() {
+            return Err(format!(
+                "a value of shape {:?} where {} elements belong",
+                tensor.shape(),
+                shape.bytes()
+            ));
+        }
+        let Quantity { scale, zero } = self.quantity;
+        match tensor.data() {
+            Data::F32(values) => {
+                let byte = |v: &f32| (rint(v / scale) + i32::from(zero)).clamp(0, 255) as u8;
+                self.spread(values, shape, out, byte);
+            }
+            Data::U8(values) => self.spread(values, shape, out, |v| *v),
+            Data::I8(values) => self.spread(values, shape, out, |v| *v as u8 ^ SIGN),
+            other => return Err(format!("a value of {} where f32 or bytes belong", other.type_name())),
+        }
+        Ok(())
+    }
+
+    fn spread<T>(&self, values: &[T], shape: Shape, mut out: ViewMut<'_>, byte: impl Fn(&T) -> u8) {
+        let (c, area) = (shape.c, shape.pixels());
+        if self.order == Order::RowMajor || area == 1 {
+            for (pixel, values) in out.pixels(c).zip(values.chunks_exact(c.max(1))) {
+                pixel.iter_mut().zip(values).for_each(|(out, value)| *out = byte(value));
+            }
+            return;
+        }
+        for (channel, plane) in values.chunks_exact(area.max(1)).enumerate() {
+            for (pixel, value) in out.pixels(c).zip(plane) {
+                pixel[channel] = byte(value);
+            }
+        }
+    }
+}
+
+/// An activation to a plain tensor.
+pub(super) struct Export {
+    pub(super) order: Order,
+    /// Of the ONNX value.
+    pub(super) dims: Vec<usize>,
+    pub(super) form: Form,
+}
+
+pub(super) enum Form {
+    U8,
+    I8,
+    /// The real value of each byte.
+    Real(Box<[f32; 256]>),
+    /// The mean of each channel.
+    Mean(Quantity),
+}
+
+/// `(q - zero) * scale` for each byte.
+pub(super) fn reals(quantity: Quantity) -> [f32; 256] {
+    std::array::from_fn(|q| (q as f32 - f32::from(quantity.zero)) * quantity.scale)
+}
+
+impl Export {
+    pub(super) fn run(&self, shape: Shape, from: View<'_>) -> Result<Tensor, String> {
+        let data = match &self.form {
+            Form::U8 => Data::U8(self.gather(shape, from, |q| q)),
+            Form::I8 => Data::I8(self.gather(shape, from, |q| (q ^ SIGN) as i8)),
+            Form::Real(values) => Data::F32(self.gather(shape, from, |q| values[usize::from(q)])),
+            Form::Mean(quantity) => Data::F32(means(shape, from, *quantity)),
+        };
+        Tensor::new(self.dims.clone(), data).map_err(|e| e.to_string())
+    }
+
+    fn gather<T>(&self, shape: Shape, from: View<'_>, value: impl Fn(u8) -> T) -> Vec<T> {
+        let mut out = Vec::with_capacity(shape.bytes());
+        if self.order == Order::RowMajor || shape.pixels() == 1 {
+            from.pixels(shape.c).for_each(|pixel| out.extend(pixel.iter().map(|q| value(*q))));
+        } else {
+            (0..shape.c).for_each(|c| out.extend(from.pixels(shape.c).map(|pixel| value(pixel[c]))));
+        }
+        out
+    }
+}
+
+fn means(shape: Shape, from: View<'_>, quantity: Quantity) -> Vec<f32> {
+    let mut sums = vec![0i64; shape.c];
+    for pixel in from.pixels(shape.c) {
+        sums.iter_mut().zip(pixel).for_each(|(sum, q)| *sum += i64::from(*q) - i64::from(quantity.zero));
+    }
+    // Exact up to the one division.
+    sums.into_iter().map(|sum| sum as f32 * quantity.scale / shape.pixels() as f32).collect()
+}

@@ -1,0 +1,245 @@
+//! ONNX operators on plain tensors, written to be right rather than fast.
+//!
+//! They fold constants ([`crate::shape`]), run what is too small to be worth another engine, and run what other engines
+//! get wrong. Each is a function from inputs to outputs beside others of its kind and a line in [`find`]. The results
+//! depend on no instruction set: sums run in a fixed order. Sizes come from untrusted files: whatever makes a tensor
+//! asks [`size`] first.
+
+mod arithmetic;
+mod layout;
+mod linear;
+mod normalise;
+mod quantise;
+mod reduce;
+mod unary;
+
+pub(crate) use layout::{parts as split_sizes, sliced, squeezed, unsqueezed};
+pub(crate) use unary::function;
+
+use crate::{
+    graph::{Graph, NodeId},
+    onnx::NodeProto,
+    shape::{self, Shapes},
+    tensor::{Data, Tensor},
+};
+
+/// Inputs that are left out are `None`. As many outputs as the operator has, or fewer where the last are not asked for.
+type Operator = fn(&Call, &[Option<&Tensor>]) -> Result<Vec<Tensor>, String>;
+
+/// A node with its operator.
+#[derive(Clone)]
+pub(crate) struct Call {
+    node: NodeProto,
+    opset: i64,
+    operator: Operator,
+}
+
+/// Operators of ONNX's own domain.
+fn find(operator: &str) -> Option<Operator> {
+    Some(match operator {
+        "Add" | "Div" | "Mul" | "Pow" | "Sub" | "Max" | "Min" | "Mod" => arithmetic::arithmetic,
+        "And" | "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "Or" | "Xor" => {
+            arithmetic::comparison
+        }
+        "Where" => arithmetic::choose,
+        "Abs" | "Ceil" | "Elu" | "Erf" | "Exp" | "Floor" | "Gelu" | "HardSigmoid" | "HardSwish"
+        | "LeakyRelu" | "Log" | "Mish" | "Neg" | "Reciprocal" | "Relu" | "Round" | "Selu" | "Sigmoid"
+        | "Sign" | "Softplus" | "Softsign" | "Sqrt" | "Tanh" => unary::unary,
+        "Clip" => unary::clip,
+        "PRelu" => arithmetic::prelu,
+        "Cast" => unary::cast,
+        "Not" => unary::not,
+        "Concat" => layout::concat,
+        "Constant" => layout::constant,
+        "ConstantOfShape" => layout::constant_of_shape,
+        "DepthToSpace" => layout::depth_to_space,
+        "Expand" => layout::expand,
+        "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Dropout" => layout::reshape,
+        "Gather" => layout::gather,
+        "Pad" => layout::pad,
+        "Range" => layout::range,
+        "Shape" => layout::shape,
+        "Size" => layout::count,
+        "Slice" => layout::slice,
+        "Split" => layout::split,
+        "Tile" => layout::tile,
+        "Transpose" => layout::transpose,
+        "Conv" | "ConvInteger" => linear::convolution,
+        "Gemm" => linear::gemm,
+        "MatMul" | "MatMulInteger" => linear::product,
+        "QLinearMatMul" => linear::quantised_product,
+        "BatchNormalization" => normalise::batch,
+        "LayerNormalization" => normalise::layer,
+        "LogSoftmax" | "Softmax" => normalise::softmax,
+        "DequantizeLinear" => quantise::dequantise,
+        "DynamicQuantizeLinear" => quantise::dynamic,
+        "QuantizeLinear" => quantise::quantise,
+        "ArgMax" | "ArgMin" => reduce::extreme,
+        "GlobalAveragePool" | "ReduceMax" | "ReduceMean" | "ReduceMin" | "ReduceProd" | "ReduceSum" => {
+            reduce::reduce
+        }
+        _ => return None,
+    })
+}
+
+/// Inputs that an operator cannot do without; more than these it may lack only when it runs.
+fn inputs_min(operator: &str) -> usize {
+    match operator {
+        "Constant" => 0,
+        "Add" | "Div" | "Mul" | "Pow" | "Sub" | "Mod" | "And" | "Equal" | "Greater" | "GreaterOrEqual"
+        | "Less" | "LessOrEqual" | "Or" | "Xor" | "PRelu" | "Expand" | "Gather" | "Tile" | "Conv"
+        | "ConvInteger" | "Gemm" | "MatMul" | "MatMulInteger" | "LayerNormalization" | "DequantizeLinear"
+        | "QuantizeLinear" => 2,
+        "Where" | "Range" => 3,
+        "BatchNormalization" => 5,
+        "QLinearMatMul" => 8,
+        _ => 1,
+    }
+}
+
+impl Call {
+    /// `None` if there is no operator for the node.
+    pub(crate) fn of(graph: &Graph, id: NodeId) -> Option<Self> {
+        let node = graph.proto(id);
+        let operator = find(&node.op_type).filter(|_| matches!(&*node.domain, "" | "ai.onnx"))?;
+        let there = |index| node.input_name(index).is_some();
+        if !(0..inputs_min(&node.op_type)).all(there) {
+            return None;
+        }
+        Some(Self { node: node.clone(), opset: graph.opset(), operator })
+    }
+
+    /// One tensor for each output that is there.
+    pub(crate) fn run(&self, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
+        (self.operator)(self, inputs)
+            .map_err(|e| format!("node {:?} ({}): {e}", self.node.name, self.node.op_type))
+    }
+
+    fn axis(&self, name: &str, absent: i64, rank: usize) -> Result<usize, String> {
+        axis(self.node.int(name).unwrap_or(absent), rank)
+    }
+
+    /// A list that newer versions have as an input and older ones as an attribute.
+    fn list(&self, inputs: &[Option<&Tensor>], index: usize, name: &str) -> Result<Option<Vec<i64>>, String> {
+        match inputs.get(index).copied().flatten() {
+            Some(tensor) => integers(tensor).map(Some),
+            None => Ok(self.node.ints(name).map(<[i64]>::to_vec)),
+        }
+    }
+}
+
+/// Whether a node has an operator here that takes no longer than handing it to another engine.
+pub(crate) fn is_light(graph: &Graph, shapes: &Shapes, id: NodeId) -> bool {
+    const ELEMENTS_MAX: usize = 1 << 15;
+    const MACS_MAX: u64 = 4 << 20;
+    let node = graph.node(id);
+    let small = |value| shapes.elements(value).is_some_and(|n| n <= ELEMENTS_MAX);
+    let computed = graph.reads(id).filter(|value| shapes.constant(graph, *value).is_none());
+    Call::of(graph, id).is_some()
+        && node.outputs.iter().flatten().copied().chain(computed).all(small)
+        && shape::macs(graph, shapes, id).is_some_and(|macs| macs <= MACS_MAX)
+}
+
+fn get<'a>(inputs: &[Option<&'a Tensor>], index: usize) -> Result<&'a Tensor, String> {
+    inputs.get(index).copied().flatten().ok_or_else(|| format!("input {index} is missing"))
+}
+
+fn floats<'a>(inputs: &[Option<&'a Tensor>], index: usize) -> Result<&'a [f32], String> {
+    let tensor = get(inputs, index)?;
+    tensor.as_f32().ok_or_else(|| format!("input {index} is {}, expected f32", tensor.data().type_name()))
+}
+
+fn integers(tensor: &Tensor) -> Result<Vec<i64>, String> {
+    match tensor.data() {
+        Data::I64(values) => Ok(values.clone()),
+        Data::I32(values) => Ok(values.iter().map(|v| i64::from(*v)).collect()),
+        other => Err(format!("expected integers, found {}", other.type_name())),
+    }
+}
+
+fn axis(axis: i64, rank: usize) -> Result<usize, String> {
+    let from_start = if axis < 0 { axis.saturating_add(rank as i64) } else { axis };
+    let inside = usize::try_from(from_start).ok().filter(|a| *a < rank.max(1));
+    inside.ok_or_else(|| format!("axis {axis} of a tensor of rank {rank}"))
+}
+
+/// Elements of a tensor of that shape; refuses what no honest network asks for.
+fn size(dims: &[usize]) -> Result<usize, String> {
+    const ELEMENTS_MAX: usize = 128 << 20;
+    let elements = dims.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    elements.filter(|n| *n <= ELEMENTS_MAX).ok_or_else(|| format!("shape {dims:?} has too many elements"))
+}
+
+fn tensor(dims: Vec<usize>, data: Data) -> Result<Tensor, String> {
+    Tensor::new(dims, data).map_err(|e| e.to_string())
+}
+
+fn one(dims: Vec<usize>, data: Data) -> Result<Vec<Tensor>, String> {
+    Ok(vec![tensor(dims, data)?])
+}
+
+/// Elements from one index of each dimension to the next.
+fn strides(dims: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; dims.len()];
+    for d in (1..dims.len()).rev() {
+        strides[d - 1] = strides[d] * dims[d];
+    }
+    strides
+}
+
+/// For each element of a tensor of shape `dims`, row-major, `base + sum(index[d] * steps[d])`.
+fn offsets(dims: &[usize], steps: &[isize], base: isize) -> Result<Vec<usize>, String> {
+    let count = size(dims)?;
+    let mut out = Vec::with_capacity(count);
+    let (mut index, mut at) = (vec![0; dims.len()], base);
+    for _ in 0..count {
+        out.push(usize::try_from(at).map_err(|_| "an index before the first element".to_owned())?);
+        for d in (0..dims.len()).rev() {
+            index[d] += 1;
+            at += steps[d];
+            if index[d] < dims[d] {
+                break;
+            }
+            at -= steps[d] * dims[d] as isize;
+            index[d] = 0;
+        }
+    }
+    Ok(out)
+}
+
+/// As [`offsets`], for a tensor of shape `from` stretched to `dims`.
+fn stretched(from: &[usize], dims: &[usize]) -> Result<Vec<usize>, String> {
+    let ahead = dims.len().checked_sub(from.len()).ok_or("shapes that do not broadcast")?;
+    let own = strides(from);
+    let step = |d: usize| match d.checked_sub(ahead) {
+        Some(d) if from[d] != 1 => own[d] as isize,
+        _ => 0,
+    };
+    let fits = (0..from.len()).all(|d| from[d] == 1 || from[d] == dims[d + ahead]);
+    if !fits {
+        return Err(format!("shapes {from:?} and {dims:?} do not broadcast"));
+    }
+    offsets(dims, &(0..dims.len()).map(step).collect::<Vec<_>>(), 0)
+}
+
+fn broadcast(a: &Tensor, b: &Tensor) -> Result<Vec<usize>, String> {
+    let (a, b) = (a.shape(), b.shape());
+    shape::broadcast(a, b).ok_or_else(|| format!("shapes {a:?} and {b:?} do not broadcast"))
+}
+
+/// The elements at some indices, whatever their type.
+fn pick(data: &Data, at: &[usize]) -> Result<Data, String> {
+    fn list<T: Copy>(values: &[T], at: &[usize]) -> Result<Vec<T>, String> {
+        at.iter()
+            .map(|i| values.get(*i).copied().ok_or_else(|| "an index behind the last element".into()))
+            .collect()
+    }
+    Ok(match data {
+        Data::F32(v) => Data::F32(list(v, at)?),
+        Data::U8(v) => Data::U8(list(v, at)?),
+        Data::I8(v) => Data::I8(list(v, at)?),
+        Data::I32(v) => Data::I32(list(v, at)?),
+        Data::I64(v) => Data::I64(list(v, at)?),
+        Data::Bool(v) => Data::Bool(list(v, at)?),
+    })
+}
