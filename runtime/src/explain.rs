@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    cpu::{Part, Sketch, StepKind, StepSummary, Summary},
+    cpu::{Isa, Part, Sketch, StepKind, StepSummary, Summary},
     graph::{Graph, NodeId},
     model::Model,
     shape::{self, Shapes},
@@ -60,9 +60,10 @@ impl Explanation {
         // The shapes passed when the model was loaded.
         let shapes = model.shapes(&model.closed_inputs()).ok();
         let wanted = model.wanted();
-        let (engine, summary) = match &shapes {
-            Some(shapes) => engine(Sketch::new(graph, shapes, &wanted)),
-            None => ("tract, not cpu: the input's size is open".into(), None),
+        let (engine, summary) = match (&shapes, Isa::chosen()) {
+            (Some(shapes), Ok(isa)) => engine(Sketch::new(graph, shapes, &wanted, isa)),
+            (_, Err(why)) => (format!("none: {why}"), None),
+            (None, _) => ("tract, not cpu: the input's size is open".into(), None),
         };
         let (parts, steps) = summary.map(|s| (s.parts, s.steps)).unzip();
         let step = |step: StepSummary| {
@@ -99,7 +100,7 @@ fn engine(sketch: Sketch<'_>) -> (String, Option<Summary>) {
         let why = sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into());
         return (format!("tract, not cpu: {why}"), None);
     }
-    match sketch.build() {
+    match sketch.build(1) {
         Ok(cpu) => {
             let summary = cpu.summary();
             let Summary { isa, steps, arena_bytes, .. } = &summary;

@@ -40,7 +40,7 @@ impl std::str::FromStr for EngineChoice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionOptions {
     pub engine: EngineChoice,
-    /// Upper bound; the engines that there are use one.
+    /// Threads of one run, the caller's included: an upper bound. Engine `tract` uses one.
     pub threads: usize,
     /// Refuses a network whose constants and largest set of live values are estimated to need more.
     pub memory_limit_bytes: u64,
@@ -104,6 +104,7 @@ pub(crate) struct Request<'a> {
     pub(crate) inputs: &'a [(ValueId, Vec<usize>)],
     pub(crate) shapes: &'a Shapes,
     pub(crate) outputs: &'a [ValueId],
+    pub(crate) threads: usize,
 }
 
 struct Input {
@@ -146,7 +147,13 @@ impl Session {
                 outputs.push(id);
             }
         }
-        let request = Request { model, inputs: &resolved, shapes: &shapes, outputs: &outputs };
+        let request = Request {
+            model,
+            inputs: &resolved,
+            shapes: &shapes,
+            outputs: &outputs,
+            threads: options.threads,
+        };
         let engine = engine::build(options.engine, &request)?;
         let mut inputs = Vec::with_capacity(resolved.len());
         for ((id, shape), (_, info)) in resolved.into_iter().zip(graph.inputs()) {

@@ -1,7 +1,7 @@
 //! Between plain tensors and activations: quantising, dequantising, and moving channels to where they belong.
 
 use super::{
-    kernels::rint,
+    kernels::{Team, quantise, rint},
     plan::{Order, Quantity, Shape, View, ViewMut},
 };
 use crate::tensor::{Data, Tensor};
@@ -18,7 +18,13 @@ pub(super) struct Import {
 }
 
 impl Import {
-    pub(super) fn run(&self, tensor: &Tensor, shape: Shape, out: ViewMut<'_>) -> Result<(), String> {
+    pub(super) fn run(
+        &self,
+        team: &mut Team,
+        tensor: &Tensor,
+        shape: Shape,
+        out: ViewMut<'_>,
+    ) -> Result<(), String> {
         if tensor.data().len() != shape.bytes() {
             return Err(format!(
                 "a value of shape {:?} where {} elements belong",
@@ -28,6 +34,11 @@ impl Import {
         }
         let Quantity { scale, zero } = self.quantity;
         match tensor.data() {
+            Data::F32(values)
+                if self.order == Order::ChannelsLast && out.stride == shape.c && shape.c > 0 =>
+            {
+                quantise(team, values, shape.c, scale, zero, out.bytes);
+            }
             Data::F32(values) => {
                 let byte = |v: &f32| (rint(v / scale) + i32::from(zero)).clamp(0, 255) as u8;
                 self.spread(values, shape, out, byte);

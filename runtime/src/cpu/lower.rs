@@ -9,7 +9,7 @@ use std::{fmt, rc::Rc};
 
 use super::{
     convert::{Import, reals},
-    kernels::{Target, rint},
+    kernels::{Isa, Target, rint},
     ops,
     plan::{Operation, Order, Quantity, Shape},
 };
@@ -184,6 +184,8 @@ pub(super) struct Fixed<'a> {
 pub(super) struct Lowering<'a> {
     graph: &'a Graph,
     shapes: &'a Shapes,
+    /// What weights are packed for.
+    isa: Isa,
     /// By value.
     pub(super) forms: Vec<Form>,
     pub(super) made: Vec<Made>,
@@ -192,10 +194,10 @@ pub(super) struct Lowering<'a> {
     pub(super) refused: Vec<(NodeId, Refusal)>,
 }
 
-pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes) -> Lowering<'a> {
+pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes, isa: Isa) -> Lowering<'a> {
     let forms = vec![Form::Plain; graph.value_count()];
     let mut lowering =
-        Lowering { graph, shapes, forms, made: vec![], current: NodeId::default(), refused: vec![] };
+        Lowering { graph, shapes, isa, forms, made: vec![], current: NodeId::default(), refused: vec![] };
     for (id, _, _) in graph.nodes() {
         lowering.current = id;
         if let Err(why) = lowering.node(id) {
@@ -208,6 +210,10 @@ pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes) -> Lowering<'a> {
 const NOT_QUANTISED: Refusal = Refusal::Form("its input is not quantised");
 
 impl<'a> Lowering<'a> {
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
+    }
+
     pub(super) fn graph(&self) -> &'a Graph {
         self.graph
     }

@@ -16,10 +16,11 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-use kernels::Isa;
+use kernels::{Bytes, Team};
 use plan::{Plan, Scratch, Work};
 use schedule::Schedule;
 
+pub(crate) use kernels::Isa;
 pub(crate) use schedule::Part;
 
 use crate::{
@@ -30,28 +31,32 @@ use crate::{
 };
 
 /// A network that was looked at, before anything is built.
-pub(crate) struct Sketch<'a>(Schedule<'a>);
+pub(crate) struct Sketch<'a> {
+    schedule: Schedule<'a>,
+    isa: Isa,
+}
 
 impl<'a> Sketch<'a> {
     /// `outputs`: the values wanted; quantised ones come as u8 or i8.
-    pub(crate) fn new(graph: &'a Graph, shapes: &'a Shapes, outputs: &'a [ValueId]) -> Self {
-        Self(Schedule::new(lower::lower(graph, shapes), outputs))
+    pub(crate) fn new(graph: &'a Graph, shapes: &'a Shapes, outputs: &'a [ValueId], isa: Isa) -> Self {
+        Self { schedule: Schedule::new(lower::lower(graph, shapes, isa), outputs), isa }
     }
 
     /// Whether there is anything that this engine does better than another.
     pub(crate) fn has_byte_steps(&self) -> bool {
-        self.0.has_byte_steps()
+        self.schedule.has_byte_steps()
     }
 
     /// Why there may be nothing.
     pub(crate) fn first_refusal(&self) -> Option<String> {
-        self.0.first_refusal()
+        self.schedule.first_refusal()
     }
 
-    pub(crate) fn build(self) -> Result<Cpu, String> {
-        let (plan, parts) = self.0.plan()?;
-        let arena = vec![0; plan.arena_bytes];
-        Ok(Cpu { plan, parts, isa: Isa::best(), arena, scratch: Scratch::default() })
+    /// `threads` includes the one that calls `run`.
+    pub(crate) fn build(self, threads: usize) -> Result<Cpu, String> {
+        let (plan, parts) = self.schedule.plan()?;
+        let (arena, team) = (Bytes::zeroed(plan.arena_bytes), Team::new(self.isa, threads));
+        Ok(Cpu { plan, parts, arena, scratch: Scratch::default(), team })
     }
 }
 
@@ -59,9 +64,9 @@ pub(crate) struct Cpu {
     plan: Plan,
     /// What became of each node.
     parts: Vec<Part>,
-    isa: Isa,
-    arena: Vec<u8>,
+    arena: Bytes,
     scratch: Scratch,
+    team: Team,
 }
 
 /// What a plan is made of, for people.
@@ -106,7 +111,7 @@ impl Cpu {
             StepSummary { node: step.node, kind, output }
         };
         Summary {
-            isa: self.isa.name(),
+            isa: self.team.isa().name(),
             parts: self.parts.clone(),
             steps: self.plan.steps.iter().map(step).collect(),
             arena_bytes: self.plan.arena_bytes,
@@ -120,7 +125,7 @@ impl Engine for Cpu {
     }
 
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
-        self.plan.run(self.isa, inputs, &mut self.arena, &mut self.scratch)
+        self.plan.run(&mut self.team, inputs, &mut self.arena, &mut self.scratch)
     }
 
     fn arena_bytes(&self) -> Option<usize> {

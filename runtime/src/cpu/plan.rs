@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::{
     arena::arrange,
     convert::{Export, Import},
-    kernels::Isa,
+    kernels::{Isa, Team},
 };
 use crate::{engine::Engine, graph::NodeId, plain, tensor::Tensor};
 
@@ -107,24 +107,22 @@ impl ViewMut<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) bytes: Vec<u8>,
-    pub(super) words: Vec<i16>,
 }
 
 impl Scratch {
-    /// At least so many of each; what is in them is left over from before.
-    pub(super) fn reserve(&mut self, bytes: usize, words: usize) {
+    /// So many; what is in them is left over from before.
+    pub(super) fn reserve(&mut self, bytes: usize) -> &mut [u8] {
         if self.bytes.len() < bytes {
             self.bytes.resize(bytes, 0);
         }
-        if self.words.len() < words {
-            self.words.resize(words, 0);
-        }
+        &mut self.bytes[..bytes]
     }
 }
 
 /// What steps have in common while they run.
 pub(super) struct Context<'a> {
     pub(super) isa: Isa,
+    pub(super) team: &'a mut Team,
     pub(super) scratch: &'a mut Scratch,
 }
 
@@ -246,12 +244,12 @@ impl Plan {
     /// `inputs` have the types and shapes of the request; `arena` has `arena_bytes`.
     pub(super) fn run(
         &mut self,
-        isa: Isa,
+        team: &mut Team,
         inputs: &[&Tensor],
         arena: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<Vec<Tensor>, String> {
-        let mut context = Context { isa, scratch };
+        let mut context = Context { isa: team.isa(), team, scratch };
         let Self { steps, constants, outputs, buffers, dying, values, .. } = self;
         for (step, dying) in steps.iter_mut().zip(dying) {
             run(&mut step.work, &mut context, Memory { inputs, constants, values, buffers, arena })?;
@@ -310,7 +308,7 @@ fn run(work: &mut Work, context: &mut Context<'_>, memory: Memory<'_>) -> Result
         Work::Import { from, to, import } => {
             let tensor = read(*from, given, constants, values)?;
             let bytes = &mut arena[buffers[to.buffer.0].clone()][to.offset..][..to.length()];
-            import.run(tensor, to.shape, ViewMut { bytes, stride: to.stride })?;
+            import.run(context.team, tensor, to.shape, ViewMut { bytes, stride: to.stride })?;
         }
         Work::Export { from, to, export } => {
             let bytes = &arena[buffers[from.buffer.0].clone()][from.offset..][..from.length()];

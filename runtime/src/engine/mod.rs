@@ -4,7 +4,7 @@ mod qdq;
 pub(crate) mod tract;
 
 use crate::{
-    cpu::Sketch,
+    cpu::{Isa, Sketch},
     model::LoadError,
     session::{EngineChoice, Request},
     tensor::Tensor,
@@ -27,14 +27,15 @@ pub(crate) trait Engine: Send {
 
 /// The engine asked for, or the first that does well by the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
-    let Request { model, inputs, shapes, outputs } = request;
+    let Request { model, inputs, shapes, outputs, threads } = *request;
     let graph = model.graph();
     let failed = |engine: &'static str, reason: String| {
         let model = model.name().to_owned();
         LoadError::Engine { model, engine, reason }
     };
+    let isa = Isa::chosen().map_err(|reason| failed("cpu", reason))?;
     let cpu = || {
-        let cpu = Sketch::new(graph, shapes, outputs).build();
+        let cpu = Sketch::new(graph, shapes, outputs, isa).build(threads);
         cpu.map(|cpu| Box::new(cpu) as Box<dyn Engine>).map_err(|reason| failed("cpu", reason))
     };
     let tract = || {
@@ -45,7 +46,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
     match choice {
         EngineChoice::Cpu => cpu(),
         EngineChoice::Tract => tract(),
-        EngineChoice::Auto if Sketch::new(graph, shapes, outputs).has_byte_steps() => {
+        EngineChoice::Auto if Sketch::new(graph, shapes, outputs, isa).has_byte_steps() => {
             cpu().or_else(|_| tract())
         }
         // Operators of ours may be what tract lacks; of the two reasons, tract's says more.

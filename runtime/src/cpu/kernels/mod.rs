@@ -1,13 +1,27 @@
-//! Inner loops of the `cpu` engine, in one form for each instruction set: [`scalar`] is the reference, and every other
-//! gives the same bytes. Which one runs is decided once, by [`Isa::best`].
+//! Inner loops of the `cpu` engine: written once over the primitive operations of an instruction set ([`simd`]), with a
+//! plain reference beside each; every instruction set gives the same bytes. Which one runs is decided when a network is
+//! loaded, by [`Isa::chosen`]; weights are packed for it.
 //!
 //! Arithmetic (ONNX Runtime's on x86): sums in i32, exact; `rint(f32(sum) * multiplier) + zero`, ties to even, clamped
-//! to `low..=high`. The multiply of bytes widens to 16 bits and never saturates, so that results are right without
-//! VNNI too. Lengths are checked in the functions here, before any kernel reads through a pointer.
+//! to `low..=high`. A multiply of bytes never saturates, so that results are right without VNNI too. Lengths are checked
+//! in safe functions, before any kernel reads through a pointer.
 
+mod aligned;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod bytewise;
+mod depthwise;
+mod product;
+mod simd;
+mod team;
+
+pub(crate) use aligned::Bytes;
+pub(crate) use bytewise::{Sum, add, lookup, quantise};
+pub(crate) use depthwise::{Filters, Planes, depthwise};
+pub(crate) use product::{Finished, Matrix, Place, Windows, product};
+pub(crate) use team::Team;
 
 /// An instruction set that this processor has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,16 +29,51 @@ pub(crate) enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Token),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::VnniToken),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(avx512::Token),
 }
 
+/// Forces an instruction set, by its name.
+const VARIABLE: &str = "ANDON_ISA";
+
+/// Names of all that this program has kernels for.
+#[cfg(target_arch = "x86_64")]
+const NAMES: &[&str] = &["scalar", "avx2", "avxvnni", "avx512vnni"];
+#[cfg(not(target_arch = "x86_64"))]
+const NAMES: &[&str] = &["scalar"];
+
 impl Isa {
-    /// The fastest that this processor has.
-    pub(crate) fn best() -> Self {
+    /// All that this processor has, the slowest first.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
-        if let Some(token) = avx2::Token::detect() {
-            return Self::Avx2(token);
+        {
+            all.extend(avx2::Token::detect().map(Self::Avx2));
+            all.extend(avx2::VnniToken::detect().map(Self::AvxVnni));
+            all.extend(avx512::Token::detect().map(Self::Avx512Vnni));
         }
-        Self::Scalar
+        all
+    }
+
+    /// The fastest, unless the environment says which.
+    pub(crate) fn chosen() -> Result<Self, String> {
+        match std::env::var(VARIABLE) {
+            Ok(name) => Self::named(&name),
+            Err(_) => Ok(Self::all().last().copied().unwrap_or(Self::Scalar)),
+        }
+    }
+
+    fn named(name: &str) -> Result<Self, String> {
+        let found = Self::all().into_iter().find(|isa| isa.name() == name);
+        found.ok_or_else(|| {
+            if NAMES.contains(&name) {
+                format!("{VARIABLE} asks for {name}, which this processor has not")
+            } else {
+                format!("{VARIABLE} is {name:?}, known are {}", NAMES.join(", "))
+            }
+        })
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -32,7 +81,32 @@ impl Isa {
             Self::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => "avx512vnni",
         }
+    }
+
+    /// Lanes of 16 bytes that weights of products are packed for.
+    fn lanes(self) -> usize {
+        self.widths().first().copied().unwrap_or(1)
+    }
+
+    /// Lanes of each kind of vector that there is, the widest first.
+    fn widths(self) -> &'static [usize] {
+        match self {
+            Self::Scalar => &[],
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) | Self::AvxVnni(_) => &[2, 1],
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => &[4, 2, 1],
+        }
+    }
+
+    /// What [`simd::Simd::dot`] takes off each unsigned byte before it multiplies; the bias makes up for it.
+    fn shift(self) -> i32 {
+        0
     }
 }
 
@@ -45,182 +119,9 @@ pub(crate) struct Target {
     pub(crate) high: u8,
 }
 
-/// Channels that a full block of a [`Matrix`] has; a last block of at most [`HALF`] has half as many.
-pub(super) const BLOCK: usize = 16;
-pub(super) const HALF: usize = 8;
-
-/// Weights of a matrix product, packed: blocks of [`BLOCK`] columns (output channels), in each for every pair of rows
-/// (inputs) the two weights of each column side by side. Columns are filled up with zeros.
-#[derive(Debug, Clone)]
-pub(crate) struct Matrix {
-    columns: usize,
-    /// Inputs, in pairs; an odd last one has a zero beside it.
-    pairs: usize,
-    weights: Vec<i8>,
-    /// With the input's zero point folded in. One a column, zero beyond the last.
-    bias: Vec<i32>,
-    multiplier: Vec<f32>,
-}
-
-impl Matrix {
-    /// `weight(column, input)`; one bias and one multiplier a column.
-    pub(crate) fn pack(
-        inputs: usize,
-        bias: &[i32],
-        multiplier: &[f32],
-        weight: impl Fn(usize, usize) -> i8,
-    ) -> Self {
-        let (columns, pairs) = (bias.len(), inputs.div_ceil(2));
-        let padded = columns.next_multiple_of(HALF);
-        let mut weights = Vec::with_capacity(padded * pairs * 2);
-        for start in (0..padded).step_by(BLOCK) {
-            for pair in 0..pairs {
-                for column in start..(start + BLOCK).min(padded) {
-                    for input in [2 * pair, 2 * pair + 1] {
-                        weights.push(if column < columns && input < inputs {
-                            weight(column, input)
-                        } else {
-                            0
-                        });
-                    }
-                }
-            }
-        }
-        let mut matrix =
-            Self { columns, pairs, weights, bias: bias.to_vec(), multiplier: multiplier.to_vec() };
-        matrix.bias.resize(padded, 0);
-        matrix.multiplier.resize(padded, 0.0);
-        matrix
-    }
-
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// 16-bit inputs that a row of the left side has: the inputs, made even.
-    pub(crate) fn row(&self) -> usize {
-        2 * self.pairs
-    }
-}
-
-/// `out[r * stride + offset + column]` for each row `r` of `left` (`rows` of `matrix.row()` values of 0 to 255).
-pub(crate) fn product(isa: Isa, left: &[i16], rows: usize, matrix: &Matrix, target: Target, out: Out<'_>) {
-    let last = rows.checked_sub(1).map(|r| r * out.stride + out.offset + matrix.columns);
-    assert!(left.len() >= rows * matrix.row() && last.is_none_or(|end| end <= out.bytes.len()));
-    match isa {
-        Isa::Scalar => scalar::product(left, rows, matrix, target, out),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => avx2::product(token, left, rows, matrix, target, out),
-    }
-}
-
-/// Where rows of channels go.
-pub(crate) struct Out<'a> {
-    pub(crate) bytes: &'a mut [u8],
-    /// Bytes from one row to the next, and to the first channel in a row.
-    pub(crate) stride: usize,
-    pub(crate) offset: usize,
-}
-
-/// Weights of a depthwise convolution, packed: chunks of [`BLOCK`] channels, in each for every pair of taps the two
-/// weights of each channel side by side, in the order that [`CHUNK_ORDER`] says. Channels are filled up with zeros.
-#[derive(Debug, Clone)]
-pub(crate) struct Taps {
-    channels: usize,
-    /// Taps, in pairs; an odd last one has a zero weight beside it.
-    pairs: usize,
-    weights: Vec<i16>,
-    bias: Vec<i32>,
-    multiplier: Vec<f32>,
-}
-
-/// Order of channels within a chunk: what interleaving the halves of two 256-bit registers gives.
-const CHUNK_ORDER: [usize; BLOCK] = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
-
-impl Taps {
-    /// `weight(channel, tap)`; one bias and one multiplier a channel.
-    pub(crate) fn pack(
-        taps: usize,
-        bias: &[i32],
-        multiplier: &[f32],
-        weight: impl Fn(usize, usize) -> i8,
-    ) -> Self {
-        let (channels, pairs) = (bias.len(), taps.div_ceil(2));
-        let order =
-            (0..channels.next_multiple_of(BLOCK)).step_by(BLOCK).flat_map(|c| CHUNK_ORDER.map(|i| c + i));
-        let order: Vec<usize> = order.collect();
-        let mut weights = Vec::with_capacity(order.len() * pairs * 2);
-        for chunk in order.chunks(BLOCK) {
-            for pair in 0..pairs {
-                for channel in chunk {
-                    for tap in [2 * pair, 2 * pair + 1] {
-                        let real = *channel < channels && tap < taps;
-                        weights.push(if real { i16::from(weight(*channel, tap)) } else { 0 });
-                    }
-                }
-            }
-        }
-        let bias = order.iter().map(|c| bias.get(*c).copied().unwrap_or(0)).collect();
-        let multiplier = order.iter().map(|c| multiplier.get(*c).copied().unwrap_or(0.0)).collect();
-        Self { channels, pairs, weights, bias, multiplier }
-    }
-
-    pub(crate) fn channels(&self) -> usize {
-        self.channels
-    }
-}
-
-/// One row of a depthwise convolution. Pixel `x` of `out` (`out.len() / channels` of them) reads the channels at
-/// `start + x * step + offsets[tap]` of `input`; an odd number of taps has its last offset twice. `input` must hold
-/// [`BLOCK`] bytes from wherever a chunk starts: up to 15 bytes after the last channel are read and not used.
-pub(crate) fn depthwise(isa: Isa, input: &[u8], row: Row<'_>, taps: &Taps, target: Target, out: &mut [u8]) {
-    let pixels = out.len() / taps.channels;
-    let chunks = taps.channels.next_multiple_of(BLOCK);
-    let furthest = row
-        .offsets
-        .iter()
-        .max()
-        .zip(pixels.checked_sub(1))
-        .map(|(o, x)| row.start + x * row.step + o + chunks);
-    assert!(row.offsets.len() == 2 * taps.pairs && furthest.is_none_or(|end| end <= input.len()));
-    match isa {
-        Isa::Scalar => scalar::depthwise(input, row, taps, target, out),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => avx2::depthwise(token, input, row, taps, target, out),
-    }
-}
-
-/// Where a row of a depthwise convolution reads, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Row<'a> {
-    pub(crate) start: usize,
-    pub(crate) step: usize,
-    pub(crate) offsets: &'a [usize],
-}
-
-/// `rint(a * ratio_a + (b * ratio_b + fixed))`, each a fused multiply-add, clamped.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Sum {
-    pub(crate) ratio_a: f32,
-    pub(crate) ratio_b: f32,
-    pub(crate) fixed: f32,
-    pub(crate) low: u8,
-    pub(crate) high: u8,
-}
-
-pub(crate) fn add(isa: Isa, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) {
-    assert!(a.len() == out.len() && b.len() == out.len());
-    match isa {
-        Isa::Scalar => scalar::add(a, b, sum, out),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => avx2::add(token, a, b, sum, out),
-    }
-}
-
-/// Bytes to 16 bits.
-pub(crate) fn widen(from: &[u8], to: &mut [i16]) {
-    // Compiles to unpack instructions on every target.
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = i16::from(*from));
+fn requantise(sum: i32, multiplier: f32, target: Target) -> u8 {
+    let value = rint(sum as f32 * multiplier) + i32::from(target.zero);
+    value.min(target.high.into()).max(target.low.into()) as u8
 }
 
 /// `value` to the nearest integer, ties to even, within ±65536; NaN counts as the least.
@@ -246,8 +147,18 @@ mod tests {
         assert_eq!((rint(f32::INFINITY), rint(-1e30), rint(f32::NAN)), (65_536, -65_536, -65_536));
     }
 
-    fn values(length: usize, seed: u64) -> impl FnMut() -> u64 {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ length as u64 | 1;
+    #[test]
+    fn names_are_known() {
+        for isa in Isa::all() {
+            assert_eq!(Isa::named(isa.name()), Ok(isa));
+            assert!(NAMES.contains(&isa.name()));
+        }
+        let error = Isa::named("mmx").unwrap_err();
+        assert!(error.starts_with(r#"ANDON_ISA is "mmx", known are scalar"#), "{error}");
+    }
+
+    fn values(seed: u64) -> impl FnMut() -> u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         move || {
             state ^= state << 13;
             state ^= state >> 7;
@@ -265,86 +176,164 @@ mod tests {
         }
     }
 
+    fn bytes(count: usize, next: &mut impl FnMut() -> u64) -> Vec<u8> {
+        (0..count).map(|_| byte(next)).collect()
+    }
+
+    fn weights(count: usize, next: &mut impl FnMut() -> u64) -> Vec<i8> {
+        // -128 and 127 as often as all others.
+        (0..count).map(|_| [byte(next) as i8, -128, 127, next() as i8][(next() % 4) as usize]).collect()
+    }
+
+    fn multipliers(count: usize, scale: i32, next: &mut impl FnMut() -> u64) -> Vec<f32> {
+        (0..count).map(|_| (next() % 1000 + 1) as f32 * 2f32.powi(scale)).collect()
+    }
+
+    fn teams() -> Vec<Team> {
+        Isa::all().into_iter().flat_map(|isa| [1, 3].map(|threads| Team::new(isa, threads))).collect()
+    }
+
+    fn expected(sum: i32, multiplier: f32, target: Target) -> u8 {
+        let real = (sum as f32 * multiplier).round_ties_even() as i64 + i64::from(target.zero);
+        real.min(target.high.into()).max(target.low.into()) as u8
+    }
+
+    fn target() -> impl Strategy<Value = Target> {
+        let bounds = prop_oneof![Just((0, 255)), any::<(u8, u8)>()];
+        (any::<u8>(), bounds).prop_map(|(zero, (a, b))| Target { zero, low: a.min(b), high: a.max(b) })
+    }
+
     proptest! {
         #[test]
         fn products_are_the_same_on_every_instruction_set(
-            (rows, inputs, columns) in (1usize..20, 1usize..70, 1usize..50),
-            zero in any::<u8>(), bounds in any::<(u8, u8)>(), scale in -20i32..8, seed in any::<u64>(),
+            (rows, width, columns) in (1usize..60, 1usize..20, prop_oneof![1usize..50, 50usize..200]),
+            (runs, run, right) in (1usize..4, 1usize..40, 0usize..50),
+            target in target(), scale in -20i32..8, seed in any::<u64>(), tabled in any::<bool>(),
         ) {
-            let mut next = values(rows, seed);
-            let weights: Vec<i8> = (0..inputs * columns).map(|_| byte(&mut next) as i8).collect();
+            let next = &mut values(seed);
+            let weights = weights(runs * run * columns, next);
             let bias: Vec<i32> = (0..columns).map(|_| next() as i32 >> 8).collect();
-            let multiplier: Vec<f32> = (0..columns).map(|_| (next() % 1000 + 1) as f32 * 2f32.powi(scale)).collect();
-            let matrix = Matrix::pack(inputs, &bias, &multiplier, |c, i| weights[c * inputs + i]);
-            let left: Vec<i16> = (0..rows * matrix.row()).map(|_| byte(&mut next).into()).collect();
-            let target = Target { zero, low: bounds.0.min(bounds.1), high: bounds.0.max(bounds.1) };
-            let (stride, offset) = (columns + 3, 2);
-            let run = |isa| {
-                let mut out = vec![7; rows * stride];
-                product(isa, &left, rows, &matrix, target, Out { bytes: &mut out, stride, offset });
-                out
-            };
-            let reference = run(Isa::Scalar);
+            let multiplier = multipliers(columns, scale, next);
+            let table: [u8; 256] = std::array::from_fn(|_| next() as u8);
+            let at: Vec<usize> = (0..runs).map(|r| r * 37 + 5).collect();
+            let down = width * right + 11;
+            let windows = Windows { rows, start: 3, width, right, down, runs: &at };
+            let input = bytes(3 + rows.div_ceil(width) * down + width * right + runs * 37 + run + 12, next);
+            let place = Place { offset: 2, stride: columns + 3 };
+            let result = Finished { target, table: tabled.then_some(&table) };
+            let mut wanted = vec![7; rows * place.stride + 2];
             for r in 0..rows {
                 for c in 0..columns {
-                    let terms = (0..inputs).map(|i| i32::from(left[r * matrix.row() + i]) * i32::from(weights[c * inputs + i]));
-                    let sum = terms.sum::<i32>() + bias[c];
-                    let real = (sum as f32 * multiplier[c]).round_ties_even() as i64 + i64::from(zero);
-                    let expected = real.clamp(target.low.into(), target.high.into()) as u8;
-                    prop_assert_eq!(reference[r * stride + offset + c], expected);
+                    let from = 3 + r / width * down + r % width * right;
+                    let terms = (0..runs * run).map(|i| {
+                        i32::from(input[from + at[i / run] + i % run]) * i32::from(weights[c * runs * run + i])
+                    });
+                    let byte = expected(terms.sum::<i32>() + bias[c], multiplier[c], target);
+                    wanted[2 + r * place.stride + c] = if tabled { table[usize::from(byte)] } else { byte };
                 }
             }
-            prop_assert_eq!(run(Isa::best()), reference);
+            for mut team in teams() {
+                let matrix = Matrix::pack(team.isa(), runs, run, &bias, &multiplier, |c, r, i| weights[(c * runs + r) * run + i]);
+                let mut out = vec![7; wanted.len()];
+                product(&mut team, &input, windows, &matrix, result, &mut out, place);
+                prop_assert!(out == wanted, "{}", team.isa().name());
+            }
         }
 
         #[test]
-        fn depthwise_rows_are_the_same_on_every_instruction_set(
-            (channels, taps, pixels, step) in (1usize..40, 1usize..12, 1usize..6, 1usize..3),
-            zero in any::<u8>(), scale in -16i32..4, seed in any::<u64>(),
+        fn depthwise_is_the_same_on_every_instruction_set(
+            channels in prop_oneof![1usize..40, 64usize..150],
+            kernel in prop_oneof![Just([3, 3]), Just([5, 5]), (1usize..6, 1usize..8).prop_map(|(h, w)| [h, w])],
+            (input, strides) in ([1usize..12, 1usize..90], [1usize..3, 1usize..3]),
+            (dilations, before) in ([1usize..3, 1usize..3], [0usize..4, 0usize..4]),
+            (output, apart) in ([1usize..6, 1usize..80], [0usize..3, 0usize..3]),
+            zero in any::<u8>(), target in target(), scale in -16i32..4, seed in any::<u64>(), tabled in any::<bool>(),
         ) {
-            let mut next = values(channels, seed);
-            let weights: Vec<i8> = (0..taps * channels).map(|_| byte(&mut next) as i8).collect();
+            let next = &mut values(seed);
+            let [kh, kw] = kernel;
+            let planes = Planes { input, output, channels, kernel, strides, dilations, before, zero };
+            let weights = weights(channels * kh * kw, next);
             let bias: Vec<i32> = (0..channels).map(|_| next() as i32 >> 10).collect();
-            let multiplier: Vec<f32> = (0..channels).map(|_| (next() % 1000 + 1) as f32 * 2f32.powi(scale)).collect();
-            let packed = Taps::pack(taps, &bias, &multiplier, |c, t| weights[c * taps + t]);
-            let mut offsets: Vec<usize> = (0..taps).map(|t| t * channels + t % 2).collect();
-            if taps % 2 == 1 {
-                offsets.push(offsets[taps - 1]);
+            let multiplier = multipliers(channels, scale, next);
+            let (stride, out_stride) = (channels + apart[0], channels + apart[1]);
+            let table: [u8; 256] = std::array::from_fn(|_| next() as u8);
+            let finished = Finished { target, table: tabled.then_some(&table) };
+            let bytes = bytes(input[0] * input[1] * stride - apart[0], next);
+            let mut wanted = vec![7; output[0] * output[1] * out_stride - apart[1]];
+            for (y, x, c) in (0..output[0] * output[1] * channels).map(|i| (i / channels / output[1], i / channels % output[1], i % channels)) {
+                let at = |d: usize, out: usize, k: usize| {
+                    (out * strides[d] + k * dilations[d]).checked_sub(before[d]).filter(|at| *at < input[d])
+                };
+                let terms = (0..kh * kw).map(|t| {
+                    let pixel = at(0, y, t / kw).zip(at(1, x, t % kw));
+                    let byte = pixel.map_or(zero, |(y, x)| bytes[(y * input[1] + x) * stride + c]);
+                    i32::from(byte) * i32::from(weights[c * kh * kw + t])
+                });
+                let byte = expected(terms.sum::<i32>() + bias[c], multiplier[c], target);
+                let byte = if tabled { table[usize::from(byte)] } else { byte };
+                wanted[(y * output[1] + x) * out_stride + c] = byte;
             }
-            let (start, step) = (1, step * channels);
-            let input: Vec<u8> = (0..start + (pixels + 1) * step + (taps + 2) * channels + 20).map(|_| byte(&mut next)).collect();
-            let target = Target { zero, low: 3, high: 250 };
-            let run = |isa| {
-                let mut out = vec![0; pixels * channels];
-                depthwise(isa, &input, Row { start, step, offsets: &offsets }, &packed, target, &mut out);
-                out
-            };
-            let reference = run(Isa::Scalar);
-            for x in 0..pixels {
-                for c in 0..channels {
-                    let at = |t: usize| i32::from(input[start + x * step + offsets[t] + c]) * i32::from(weights[c * taps + t]);
-                    let sum = (0..taps).map(at).sum::<i32>() + bias[c];
-                    let real = (sum as f32 * multiplier[c]).round_ties_even() as i64 + i64::from(zero);
-                    prop_assert_eq!(reference[x * channels + c], real.clamp(3, 250) as u8);
-                }
+            for mut team in teams() {
+                let filters = Filters::pack(team.isa(), planes, &bias, &multiplier, |c, y, x| weights[(c * kh + y) * kw + x]);
+                let mut out = vec![7; wanted.len()];
+                depthwise(&mut team, &bytes, stride, &filters, finished, &mut out, out_stride);
+                prop_assert!(out == wanted, "{}", team.isa().name());
             }
-            prop_assert_eq!(run(Isa::best()), reference);
         }
 
         #[test]
         fn sums_are_the_same_on_every_instruction_set(
-            length in 0usize..70, ratios in (0.001f32..4.0, 0.001f32..4.0), fixed in -300f32..300.0, seed in any::<u64>(),
+            length in 0usize..200, ratios in (0.001f32..4.0, 0.001f32..4.0), fixed in -300f32..300.0,
+            bounds in any::<(u8, u8)>(), seed in any::<u64>(),
         ) {
-            let mut next = values(length, seed);
-            let a: Vec<u8> = (0..length).map(|_| byte(&mut next)).collect();
-            let b: Vec<u8> = (0..length).map(|_| byte(&mut next)).collect();
-            let sum = Sum { ratio_a: ratios.0, ratio_b: ratios.1, fixed, low: 0, high: 255 };
-            let run = |isa| {
+            let next = &mut values(seed);
+            let (a, b) = (bytes(length, next), bytes(length, next));
+            let (low, high) = (bounds.0.min(bounds.1), bounds.0.max(bounds.1));
+            let sum = Sum { ratio_a: ratios.0, ratio_b: ratios.1, fixed, low, high };
+            let wanted = a.iter().zip(&b).map(|(a, b)| {
+                let real = f32::from(*a).mul_add(sum.ratio_a, f32::from(*b).mul_add(sum.ratio_b, fixed));
+                (real.round_ties_even() as i64).clamp(low.into(), high.into()) as u8
+            });
+            let wanted: Vec<u8> = wanted.collect();
+            for isa in Isa::all() {
                 let mut out = vec![0; length];
                 add(isa, &a, &b, sum, &mut out);
-                out
-            };
-            prop_assert_eq!(run(Isa::best()), run(Isa::Scalar));
+                prop_assert!(out == wanted, "{}", isa.name());
+            }
+        }
+
+        #[test]
+        fn tables_are_the_same_on_every_instruction_set(length in 0usize..200, seed in any::<u64>()) {
+            let next = &mut values(seed);
+            let from = bytes(length, next);
+            let table: [u8; 256] = std::array::from_fn(|_| next() as u8);
+            let wanted: Vec<u8> = from.iter().map(|q| table[usize::from(*q)]).collect();
+            for isa in Isa::all() {
+                let mut out = vec![0; length];
+                lookup(isa, &table, &from, &mut out);
+                prop_assert!(out == wanted, "{}", isa.name());
+            }
+        }
+
+        #[test]
+        fn quantisation_is_the_same_on_every_instruction_set(
+            (channels, pixels) in (1usize..7, 0usize..200), scale in 0.001f32..3.0, zero in any::<u8>(), seed in any::<u64>(),
+        ) {
+            let next = &mut values(seed);
+            let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30, -0.0];
+            let planes: Vec<f32> = (0..channels * pixels).map(|_| match next() % 50 {
+                n @ 0..6 => special[n as usize],
+                n @ 6..20 => (n as f32 - 12.5) * scale,
+                _ => (next() % 10_000) as f32 / 30.0 * scale - 150.0 * scale,
+            }).collect();
+            let at = |i: usize| planes[i % channels * pixels + i / channels];
+            let wanted = (0..channels * pixels).map(|i| (rint(at(i) / scale) + i32::from(zero)).clamp(0, 255) as u8);
+            let wanted: Vec<u8> = wanted.collect();
+            for mut team in teams() {
+                let mut out = vec![0; channels * pixels];
+                quantise(&mut team, &planes, channels, scale, zero, &mut out);
+                prop_assert!(out == wanted, "{}", team.isa().name());
+            }
         }
     }
 }

@@ -8,11 +8,12 @@ use std::rc::Rc;
 
 use super::{
     super::{
-        kernels::{Sum, Target, add, rint},
+        kernels::{Isa, Sum, Target, add, rint},
         lower::{Activation, Curve, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Quantity, Shape, View, ViewMut},
     },
     layout::stretched,
+    table::fuse,
 };
 use crate::{graph::NodeId, onnx::DataType};
 
@@ -209,9 +210,9 @@ struct Binary {
 }
 
 impl Binary {
-    fn row(&self, context: &Context<'_>, a: &[u8], b: &[u8], output: &mut [u8]) {
+    fn row(&self, isa: Isa, a: &[u8], b: &[u8], output: &mut [u8]) {
         match self.formula {
-            Formula::Add(sum) => add(context.isa, a, b, sum, output),
+            Formula::Add(sum) => add(isa, a, b, sum, output),
             Formula::Mul { zero_a, zero_b, ratio, zero, low, high } => {
                 for ((x, y), out) in a.iter().zip(b).zip(&mut *output) {
                     let product = (i32::from(*x) - zero_a) * (i32::from(*y) - zero_b);
@@ -232,19 +233,22 @@ impl Operation for Binary {
     fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let (a, b) = (inputs[0], inputs[1]);
         if [a.stride, b.stride, output.stride] == [self.channels; 3] && self.stretched == [false; 2] {
-            return self.row(context, a.bytes, b.bytes, output.bytes);
+            let (isa, size) = (context.isa, context.team.piece(output.bytes.len(), 64, 16 << 10));
+            return context.team.pieces(output.bytes, size, |i, output| {
+                let [a, b] = [a, b].map(|view| &view.bytes[i * size..][..output.len()]);
+                self.row(isa, a, b, output);
+            });
         }
         let step = |view: View<'_>, stretched: bool| if stretched { 0 } else { view.stride };
         let (step_a, step_b) = (step(a, self.stretched[0]), step(b, self.stretched[1]));
         for (i, output) in output.pixels(self.channels).enumerate() {
             let a = &a.bytes[i * step_a..][..self.channels];
-            self.row(context, a, &b.bytes[i * step_b..][..self.channels], output);
+            self.row(context.isa, a, &b.bytes[i * step_b..][..self.channels], output);
         }
     }
 
     fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
-        let fused = self.table.get_or_insert_with(|| Box::new(std::array::from_fn(|q| q as u8)));
-        fused.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
+        fuse(&mut self.table, table);
         true
     }
 }

@@ -6,11 +6,12 @@
 
 use super::{
     super::{
-        kernels::{Matrix, Out, Target, product, rint, widen},
+        kernels::{Finished, Isa, Matrix, Place, Target, Windows, product, rint},
         lower::{Lowering, Outcome, Pending, Refusal},
-        plan::{Context, Operation, Quantity, Scratch, Shape, View, ViewMut},
+        plan::{Context, Operation, Quantity, Shape, View, ViewMut},
     },
     depthwise,
+    table::fuse,
 };
 use crate::{graph::NodeId, shape};
 
@@ -27,28 +28,14 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let geometry = Geometry::new(&window, input.shape, output, [kh, kw])?;
     let groups = input.shape.c / c.max(1);
     // Shape inference has seen that the channels are a multiple of the group's.
+    let isa = lowering.isa();
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let sums = weights.sums(input.quantity, result, target)?;
+        let zero = input.quantity.zero;
         if c == 1 && groups == m {
-            return Ok(Box::new(depthwise::Depthwise::new(
-                geometry,
-                &weights,
-                &sums,
-                input.quantity,
-                target,
-            )));
+            return Ok(Box::new(depthwise::Depthwise::new(isa, geometry, &weights, &sums, zero, target)));
         }
-        let per_group = m / groups.max(1);
-        let matrix = |g: usize| {
-            let range = g * per_group..(g + 1) * per_group;
-            let (bias, multiplier) = (&sums.bias[range.clone()], &sums.multiplier[range.clone()]);
-            // ONNX has channels outermost, a row of the input has them innermost.
-            Matrix::pack(c * kh * kw, bias, multiplier, |column, i| {
-                weights.at(range.start + column, i % c * kh * kw + i / c, &sums)
-            })
-        };
-        let matrices = (0..groups).map(matrix).collect();
-        Ok(Box::new(Conv { geometry, matrices, zero: input.quantity.zero, target }))
+        Ok(Box::new(Conv::new(isa, geometry, groups, &weights, &sums, zero, target)))
     };
     Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
 }
@@ -180,7 +167,7 @@ pub(super) struct Geometry {
     pub(super) strides: [usize; 2],
     pub(super) dilations: [usize; 2],
     /// Rows above, columns to the left.
-    before: [usize; 2],
+    pub(super) before: [usize; 2],
 }
 
 impl Geometry {
@@ -233,67 +220,78 @@ struct Conv {
     geometry: Geometry,
     /// One a group.
     matrices: Vec<Matrix>,
+    /// What a window sees, in stretches that lie together in memory: from its first byte to each of them.
+    runs: Vec<usize>,
+    /// Bytes of each.
+    run: usize,
     zero: u8,
     target: Target,
-}
-
-impl Operation for Conv {
-    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
-        let input = inputs[0];
-        let geometry = &self.geometry;
-        let Some(row) = self.matrices.first().map(Matrix::row) else { return };
-        let pixels = geometry.output.h * geometry.output.w;
-        let batch = rows_at_once(row).min(pixels);
-        let copies = geometry.has_padding() || input.stride != geometry.input.c;
-        context.scratch.reserve(if copies { geometry.padded.bytes() } else { 0 }, batch * row);
-        let Scratch { bytes, words } = &mut *context.scratch;
-        let input = if copies {
-            geometry.pad(input, self.zero, bytes);
-            &bytes[..geometry.padded.bytes()]
-        } else {
-            input.bytes
-        };
-        let ViewMut { bytes: output, stride } = output;
-        for (group, matrix) in self.matrices.iter().enumerate() {
-            for first in (0..pixels).step_by(batch) {
-                let rows = batch.min(pixels - first);
-                let words = &mut words[..rows * row];
-                self.gather(input, group, first, words, row);
-                let offset = first * stride + group * matrix.columns();
-                product(context.isa, words, rows, matrix, self.target, Out { bytes: output, stride, offset });
-            }
-        }
-    }
-}
-
-/// As many as keep the widened rows within a part of the second-level cache; a multiple of the tile's height.
-pub(super) fn rows_at_once(row: usize) -> usize {
-    const BYTES: usize = 128 << 10;
-    (BYTES / (2 * row.max(1))).clamp(6, 96) / 6 * 6
+    table: Option<Box<[u8; 256]>>,
 }
 
 impl Conv {
-    /// What the window sees at output pixels from `first` on, one row each, for one group.
-    fn gather(&self, input: &[u8], group: usize, first: usize, words: &mut [i16], row: usize) {
-        let Geometry { padded, output, kernel: [kh, kw], strides, dilations, .. } = self.geometry;
-        let channels = padded.c / self.matrices.len();
-        if [kh, kw] == [1, 1] && strides == [1, 1] && self.matrices.len() == 1 && row == channels {
-            return widen(&input[first * channels..], words);
-        }
+    fn new(
+        isa: Isa,
+        geometry: Geometry,
+        groups: usize,
+        weights: &Weights,
+        sums: &Sums,
+        zero: u8,
+        target: Target,
+    ) -> Self {
+        let Geometry { padded, output, kernel: [kh, kw], dilations, .. } = geometry;
+        let (channels, per_group) = (padded.c / groups.max(1), output.c / groups.max(1));
         // Neighbouring columns are neighbours in memory, unless channels or columns are left out between them.
-        let whole = self.matrices.len() == 1 && dilations[1] == 1;
-        let (runs, run) = if whole { (1, kw * channels) } else { (kw, channels) };
-        for (i, words) in words.chunks_exact_mut(row).enumerate() {
-            let (y, x) = ((first + i) / output.w * strides[0], (first + i) % output.w * strides[1]);
-            let mut at = 0;
-            for ky in 0..kh {
-                for kx in 0..runs {
-                    let pixel = (y + ky * dilations[0]) * padded.w + x + kx * dilations[1];
-                    let from = &input[pixel * padded.c + group * channels..][..run];
-                    widen(from, &mut words[at..at + run]);
-                    at += run;
-                }
-            }
+        let whole = groups == 1 && dilations[1] == 1;
+        let (columns, run) = if whole { (1, kw * channels) } else { (kw, channels) };
+        let at = |ky: usize, kx: usize| (ky * dilations[0] * padded.w + kx * dilations[1]) * padded.c;
+        let runs = (0..kh).flat_map(|ky| (0..columns).map(move |kx| at(ky, kx))).collect::<Vec<usize>>();
+        let matrix = |group: usize| {
+            let range = group * per_group..(group + 1) * per_group;
+            let (bias, multiplier) = (&sums.bias[range.clone()], &sums.multiplier[range.clone()]);
+            // ONNX has channels outermost, a window has them innermost.
+            Matrix::pack(isa, runs.len(), run, bias, multiplier, |column, r, i| {
+                let (tap, channel) = (r * kw / columns + i / channels, i % channels);
+                weights.at(range.start + column, channel * kh * kw + tap, sums)
+            })
+        };
+        let matrices = (0..groups).map(matrix).collect();
+        Self { geometry, matrices, runs, run, zero, target, table: None }
+    }
+}
+
+/// Kernels read stretches rounded up to four bytes.
+pub(super) const SLACK: usize = 3;
+
+impl Operation for Conv {
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
+        let (geometry, input) = (&self.geometry, inputs[0]);
+        let Geometry { padded, output: shape, kernel, strides, .. } = *geometry;
+        let apart = input.stride != padded.c && kernel != [1, 1];
+        let (bytes, stride) = if geometry.has_padding() || apart || !self.run.is_multiple_of(4) {
+            let copy = context.scratch.reserve(padded.bytes() + SLACK);
+            geometry.pad(input, self.zero, copy);
+            (&*copy, padded.c)
+        } else {
+            (input.bytes, input.stride)
+        };
+        for (group, matrix) in self.matrices.iter().enumerate() {
+            let windows = Windows {
+                rows: shape.h * shape.w,
+                start: group * (padded.c / self.matrices.len()),
+                width: shape.w,
+                right: strides[1] * stride,
+                down: strides[0] * padded.w * stride,
+                runs: &self.runs,
+            };
+            let place = Place { offset: group * matrix.columns(), stride: output.stride };
+            let finished = Finished { target: self.target, table: self.table.as_deref() };
+            product(context.team, bytes, windows, matrix, finished, output.bytes, place);
         }
+    }
+
+    fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
+        fuse(&mut self.table, table);
+        true
     }
 }

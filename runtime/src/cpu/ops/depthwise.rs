@@ -1,66 +1,57 @@
-//! Depthwise Conv: one filter a channel. Works on a copy of the input with its padding around it, so that the inner
-//! loop has no borders.
+//! Depthwise Conv: one filter a channel.
 
 use super::{
     super::{
-        kernels::{Row, Taps, Target, depthwise},
-        plan::{Context, Operation, Quantity, View, ViewMut},
+        kernels::{Filters, Finished, Isa, Planes, Target, depthwise},
+        plan::{Context, Operation, View, ViewMut},
     },
     conv::{Geometry, Sums, Weights},
+    table::fuse,
 };
 
-/// Bytes that a kernel may read beyond the last channel.
-const SLACK: usize = 16;
-
 pub(super) struct Depthwise {
-    geometry: Geometry,
-    taps: Taps,
-    /// From the window's first byte to each tap's; an even number.
-    offsets: Vec<usize>,
-    zero: u8,
+    filters: Filters,
     target: Target,
+    table: Option<Box<[u8; 256]>>,
 }
 
 impl Depthwise {
     /// `weights`: one row a channel, its taps row by row.
     pub(super) fn new(
+        isa: Isa,
         geometry: Geometry,
         weights: &Weights,
         sums: &Sums,
-        input: Quantity,
+        zero: u8,
         target: Target,
     ) -> Self {
-        let Geometry { padded, kernel: [kh, kw], dilations, .. } = geometry;
-        let offset = |t: usize| (t / kw * dilations[0] * padded.w + t % kw * dilations[1]) * padded.c;
-        let mut offsets: Vec<usize> = (0..kh * kw).map(offset).collect();
-        if offsets.len() % 2 == 1 {
-            offsets.extend(offsets.last().copied());
-        }
-        let taps = Taps::pack(kh * kw, &sums.bias, &sums.multiplier, |c, t| weights.at(c, t, sums));
-        Self { geometry, taps, offsets, zero: input.zero, target }
+        let Geometry { input, output, kernel, strides, dilations, before, .. } = geometry;
+        let planes = Planes {
+            input: [input.h, input.w],
+            output: [output.h, output.w],
+            channels: input.c,
+            kernel,
+            strides,
+            dilations,
+            before,
+            zero,
+        };
+        let filters = Filters::pack(isa, planes, &sums.bias, &sums.multiplier, |channel, y, x| {
+            weights.at(channel, y * kernel[1] + x, sums)
+        });
+        Self { filters, target, table: None }
     }
 }
 
 impl Operation for Depthwise {
     fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
-        let input = inputs[0];
-        let Geometry { padded, output: shape, strides, .. } = self.geometry;
-        let size = padded.bytes() + SLACK;
-        context.scratch.reserve(size, 0);
-        let copy = &mut context.scratch.bytes[..size];
-        self.geometry.pad(input, self.zero, copy);
-        let (channels, stride) = (self.taps.channels(), output.stride);
-        for (y, output) in output.bytes.chunks_mut(shape.w * stride).enumerate() {
-            let start = y * strides[0] * padded.w * padded.c;
-            let row = Row { start, step: strides[1] * padded.c, offsets: &self.offsets };
-            if stride == channels {
-                depthwise(context.isa, copy, row, &self.taps, self.target, output);
-                continue;
-            }
-            for (x, pixel) in output.chunks_mut(stride).enumerate() {
-                let row = Row { start: start + x * row.step, ..row };
-                depthwise(context.isa, copy, row, &self.taps, self.target, &mut pixel[..channels]);
-            }
-        }
+        let (input, ViewMut { bytes, stride }) = (inputs[0], output);
+        let finished = Finished { target: self.target, table: self.table.as_deref() };
+        depthwise(context.team, input.bytes, input.stride, &self.filters, finished, bytes, stride);
+    }
+
+    fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
+        fuse(&mut self.table, table);
+        true
     }
 }

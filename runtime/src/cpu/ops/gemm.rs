@@ -4,11 +4,12 @@
 
 use super::{
     super::{
-        kernels::{Matrix, Out, Target, product, widen},
+        kernels::{Finished, Matrix, Place, Target, Windows, product},
         lower::{Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Order, Quantity, View, ViewMut},
     },
-    conv::Weights,
+    conv::{SLACK, Weights},
+    table::fuse,
 };
 use crate::{graph::NodeId, onnx::DataType};
 
@@ -36,28 +37,41 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let weights =
         Weights::read(lowering, id, outputs, inputs, if transposed { 0 } else { 1 }, input.quantity)?;
     let weights = if transposed { weights } else { weights.transposed() };
+    let isa = lowering.isa();
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let sums = weights.sums(input.quantity, result, target)?;
-        let matrix =
-            Matrix::pack(inputs, &sums.bias, &sums.multiplier, |column, i| weights.at(column, i, &sums));
-        Ok(Box::new(Gemm { matrix, target }))
+        let matrix = Matrix::pack(isa, 1, inputs, &sums.bias, &sums.multiplier, |column, _, i| {
+            weights.at(column, i, &sums)
+        });
+        Ok(Box::new(Gemm { matrix, inputs, target, table: None }))
     };
     Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
 }
 
 struct Gemm {
     matrix: Matrix,
+    inputs: usize,
     target: Target,
+    table: Option<Box<[u8; 256]>>,
 }
 
 impl Operation for Gemm {
     fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
-        context.scratch.reserve(0, self.matrix.row());
-        let words = &mut context.scratch.words[..self.matrix.row()];
-        let ViewMut { bytes, stride } = output;
-        for (row, bytes) in inputs[0].bytes.chunks(inputs[0].stride).zip(bytes.chunks_mut(stride)) {
-            widen(row, words);
-            product(context.isa, words, 1, &self.matrix, self.target, Out { bytes, stride, offset: 0 });
+        let View { mut bytes, stride } = inputs[0];
+        if !self.inputs.is_multiple_of(4) {
+            let copy = context.scratch.reserve(bytes.len() + SLACK);
+            copy[..bytes.len()].copy_from_slice(bytes);
+            bytes = copy;
         }
+        let rows = output.bytes.len().div_ceil(output.stride);
+        let windows = Windows { rows, start: 0, width: rows.max(1), right: stride, down: 0, runs: &[0] };
+        let finished = Finished { target: self.target, table: self.table.as_deref() };
+        let place = Place { offset: 0, stride: output.stride };
+        product(context.team, bytes, windows, &self.matrix, finished, output.bytes, place);
+    }
+
+    fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
+        fuse(&mut self.table, table);
+        true
     }
 }

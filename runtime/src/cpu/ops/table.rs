@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::super::{
-    kernels::rint,
+    kernels::{lookup, rint},
     lower::{Curve, Lowering, Outcome, Pending, Refusal},
     plan::{Context, Operation, Quantity, Shape, View, ViewMut},
 };
@@ -24,16 +24,16 @@ pub(crate) fn table(bytes: [u8; 256], shape: Shape) -> Box<dyn Operation> {
 }
 
 impl Operation for Table {
-    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
-        let input = inputs[0];
-        let look_up = |to: &mut [u8], from: &[u8]| {
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = self.bytes[usize::from(*from)]);
-        };
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+        let (isa, input) = (context.isa, inputs[0]);
         if [input.stride, output.stride] == [self.channels; 2] {
-            return look_up(output.bytes, input.bytes);
+            let size = context.team.piece(output.bytes.len(), 64, 64 << 10);
+            return context.team.pieces(output.bytes, size, |i, output| {
+                lookup(isa, &self.bytes, &input.bytes[i * size..][..output.len()], output);
+            });
         }
         for (output, input) in output.pixels(self.channels).zip(input.pixels(self.channels)) {
-            look_up(output, input);
+            lookup(isa, &self.bytes, input, output);
         }
     }
 
@@ -41,6 +41,12 @@ impl Operation for Table {
         self.bytes.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
         true
     }
+}
+
+/// Looks up in `table` what `first`, if there is one, gives.
+pub(super) fn fuse(first: &mut Option<Box<[u8; 256]>>, table: &[u8; 256]) {
+    let fused = first.get_or_insert_with(|| Box::new(std::array::from_fn(|q| q as u8)));
+    fused.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
 }
 
 /// The bytes of the same real values under another scale and zero point.

@@ -1,0 +1,201 @@
+//! Kernels that go over bytes one by one: Add, tables, quantisation.
+#![allow(unsafe_code, reason = "a named kernel module: every block says why it is safe")]
+#![allow(clippy::needless_range_loop, reason = "registers are several arrays, one index")]
+
+use super::{
+    Isa, Target, Team, rint,
+    simd::{Finish, Simd},
+};
+
+/// `rint(a * ratio_a + (b * ratio_b + fixed))`, each a fused multiply-add, clamped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Sum {
+    pub(crate) ratio_a: f32,
+    pub(crate) ratio_b: f32,
+    pub(crate) fixed: f32,
+    pub(crate) low: u8,
+    pub(crate) high: u8,
+}
+
+/// All three have one length.
+pub(crate) fn add(isa: Isa, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) {
+    assert!(a.len() == out.len() && b.len() == out.len());
+    // Safety: equal lengths; the tokens prove the instructions.
+    let done = unsafe {
+        match isa {
+            Isa::Scalar => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(token) => super::avx2::add(token, a, b, sum, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni(token) => super::avx2::add(token.into(), a, b, sum, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(token) => super::avx512::add(token, a, b, sum, out),
+        }
+    };
+    for ((out, a), b) in out.iter_mut().zip(a).zip(b).skip(done) {
+        let inner = f32::from(*b).mul_add(sum.ratio_b, sum.fixed);
+        let value = rint(f32::from(*a).mul_add(sum.ratio_a, inner));
+        *out = value.clamp(sum.low.into(), sum.high.into()) as u8;
+    }
+}
+
+/// Each byte's entry. Both have one length.
+pub(crate) fn lookup(isa: Isa, table: &[u8; 256], from: &[u8], out: &mut [u8]) {
+    assert!(from.len() == out.len());
+    let done = match isa {
+        #[cfg(target_arch = "x86_64")]
+        // Safety: equal lengths; the token proves the instructions.
+        Isa::Avx512Vnni(token) => unsafe {
+            super::avx512::table(token, table, from.as_ptr(), out.as_mut_ptr(), out.len())
+        },
+        _ => 0,
+    };
+    out.iter_mut().zip(from).skip(done).for_each(|(out, q)| *out = table[usize::from(*q)]);
+}
+
+/// Planes of f32, one a channel, to bytes of which those of a pixel lie together: `rint(x / scale) + zero`.
+pub(crate) fn quantise(
+    team: &mut Team,
+    planes: &[f32],
+    channels: usize,
+    scale: f32,
+    zero: u8,
+    out: &mut [u8],
+) {
+    assert!(planes.len() == out.len() && channels > 0 && out.len().is_multiple_of(channels));
+    let (isa, pixels) = (team.isa(), out.len() / channels);
+    let size = team.piece(out.len(), 64 * channels, 16 << 10);
+    team.pieces(out, size, |part, out| {
+        let first = part * (size / channels);
+        let count = out.len() / channels;
+        // Safety: `count` pixels from `first` of `pixels`; the tokens prove the instructions.
+        let done = unsafe {
+            let job = Quantise { planes: planes.as_ptr().add(first), pixels, channels, count, scale, zero };
+            match isa {
+                Isa::Scalar => 0,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2(token) => super::avx2::quantise(token, job, out.as_mut_ptr()),
+                #[cfg(target_arch = "x86_64")]
+                Isa::AvxVnni(token) => super::avx2::quantise(token.into(), job, out.as_mut_ptr()),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vnni(token) => super::avx512::quantise(token, job, out.as_mut_ptr()),
+            }
+        };
+        for channel in 0..channels {
+            let plane = &planes[channel * pixels + first..][..count];
+            for (out, value) in out[channel..].iter_mut().step_by(channels).zip(plane).skip(done) {
+                *out = (rint(value / scale) + i32::from(zero)).clamp(0, 255) as u8;
+            }
+        }
+    });
+}
+
+/// A share of [`quantise`].
+#[derive(Clone, Copy)]
+pub(super) struct Quantise {
+    /// Its first pixel.
+    planes: *const f32,
+    /// From one plane to the next.
+    pixels: usize,
+    channels: usize,
+    count: usize,
+    scale: f32,
+    zero: u8,
+}
+
+/// Whole vectors of up to 4 channels; returns how many pixels are done.
+///
+/// # Safety
+/// Each plane has `count` pixels, `out` their bytes.
+#[inline(always)]
+pub(super) unsafe fn quantise_vectors<S: Simd>(simd: S, job: Quantise, out: *mut u8) -> usize {
+    let bytes = 16 * S::LANES;
+    if job.channels > 4 {
+        return 0;
+    }
+    let finish = Finish::new(simd, Target { zero: job.zero, low: 0, high: 255 });
+    let scale = simd.splat_real(job.scale);
+    let mut words = [0u32; 64];
+    let mut pixel = 0;
+    // A pixel is written as 4 bytes, of which the next one's cover what is too much.
+    while pixel + bytes + 4 <= job.count {
+        let mut rows = [simd.zero(); 4];
+        for channel in 0..job.channels {
+            let mut quad = [simd.zero(); 4];
+            for q in 0..4 {
+                // Safety: values from `pixel` of the plane.
+                let real =
+                    unsafe { simd.load_real(job.planes.add(channel * job.pixels + pixel + q * bytes / 4)) };
+                quad[q] = finish.round_real(simd, simd.div(real, scale));
+            }
+            rows[channel] = finish.bytes(simd, quad);
+        }
+        // Interleaving undoes the order that packing made.
+        let quad = simd.interleave(rows);
+        for q in 0..4 {
+            // Safety: a quarter of at most 64 words.
+            unsafe { simd.store(words.as_mut_ptr().add(q * bytes / 4).cast(), quad[q]) };
+        }
+        for (i, word) in words[..bytes].iter().enumerate() {
+            // Safety: four pixels follow at least.
+            unsafe { out.add((pixel + i) * job.channels).cast::<u32>().write_unaligned(word.to_le()) };
+        }
+        pixel += bytes;
+    }
+    pixel
+}
+
+/// Whole vectors; returns how many bytes are done.
+///
+/// # Safety
+/// `a` and `b` are as long as `out`.
+#[inline(always)]
+pub(super) unsafe fn add_vectors<S: Simd>(simd: S, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) -> usize {
+    let bytes = 16 * S::LANES;
+    let (ratio_a, ratio_b) = (simd.splat_real(sum.ratio_a), simd.splat_real(sum.ratio_b));
+    let fixed = simd.splat_real(sum.fixed);
+    // The zero point is in `fixed`.
+    let finish = Finish::new(simd, Target { zero: 0, low: sum.low, high: sum.high });
+    let whole = out.len() / bytes * bytes;
+    let mut at = 0;
+    while at < whole {
+        // Safety: a vector from `at` in each.
+        let (left, right) = unsafe { (simd.load(a.as_ptr().add(at)), simd.load(b.as_ptr().add(at))) };
+        let (left, right) = (simd.widen(left), simd.widen(right));
+        let mut quad = [simd.zero(); 4];
+        for q in 0..4 {
+            let inner = simd.mul_add(simd.to_real(right[q]), ratio_b, fixed);
+            quad[q] = finish.round_real(simd, simd.mul_add(simd.to_real(left[q]), ratio_a, inner));
+        }
+        // Safety: as above.
+        unsafe { simd.store(out.as_mut_ptr().add(at), finish.bytes(simd, quad)) };
+        at += bytes;
+    }
+    whole
+}
+
+/// Whole vectors; returns how many bytes are done.
+///
+/// # Safety
+/// `from` is as long as `out`.
+#[inline(always)]
+pub(super) unsafe fn lookup_vectors<S: Simd>(
+    simd: S,
+    table: &[u8; 256],
+    from: *const u8,
+    out: *mut u8,
+    length: usize,
+) -> usize {
+    let bytes = 16 * S::LANES;
+    let whole = length / bytes * bytes;
+    let mut at = 0;
+    while at < whole {
+        // Safety: a vector from `at` in both.
+        unsafe {
+            let result = simd.lookup(table.as_ptr(), simd.load(from.add(at)));
+            simd.store(out.add(at), result);
+        }
+        at += bytes;
+    }
+    whole
+}

@@ -1,0 +1,457 @@
+//! Depthwise convolution: one filter a channel, straight from the activation, without a padded copy.
+//!
+//! The bytes of four taps of a channel must lie side by side. A *column* is a position across; for some columns of a row of
+//! windows, four bytes below each other (or, for the last of 5 rows, four side by side) are interleaved into scratch
+//! memory in the first-level cache, where all windows that see the column find them.
+#![allow(unsafe_code, reason = "a named kernel module: every block says why it is safe")]
+#![allow(clippy::needless_range_loop, reason = "registers are several arrays, one index")]
+
+use std::mem::MaybeUninit;
+
+use super::{
+    Finished, Isa, Team,
+    aligned::Bytes,
+    requantise,
+    simd::{Finish, Simd},
+};
+
+/// Rows of a filter that the vector kernels take.
+const ROWS_MAX: usize = 16;
+/// The rows under a filter.
+pub(super) type Rows = [Line; ROWS_MAX];
+
+/// A row of pixels. In one of zero points all pixels are the same.
+#[derive(Clone, Copy)]
+pub(super) struct Line {
+    start: *const u8,
+    stride: usize,
+}
+
+/// A row of the output.
+#[derive(Clone, Copy)]
+pub(super) struct To {
+    start: *mut u8,
+    stride: usize,
+}
+
+/// Bytes of interleaved columns: most of a first-level cache.
+const SCRATCH: usize = 32 << 10;
+/// Pixels computed at one time.
+const PIXELS: usize = 4;
+
+/// Sizes of a depthwise convolution. Windows that leave the input see `zero`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Planes {
+    /// Height and width.
+    pub(crate) input: [usize; 2],
+    pub(crate) output: [usize; 2],
+    pub(crate) channels: usize,
+    pub(crate) kernel: [usize; 2],
+    pub(crate) strides: [usize; 2],
+    pub(crate) dilations: [usize; 2],
+    /// Rows above, columns to the left.
+    pub(crate) before: [usize; 2],
+    pub(crate) zero: u8,
+}
+
+/// Filters, packed for one instruction set.
+#[derive(Debug, Clone)]
+pub(crate) struct Filters {
+    isa: Isa,
+    planes: Planes,
+    /// Four taps at a time: distance of their column from the window's first, and which group of the column's.
+    terms: Vec<Term>,
+    groups: Vec<Group>,
+    chunks: Vec<Chunk>,
+    /// For each chunk, term and vector of a quad, the four weights of each channel.
+    weights: Bytes,
+    /// By chunk, in the order of a quad.
+    bias: Vec<i32>,
+    multiplier: Vec<f32>,
+    /// A pixel of the input's zero points.
+    blank: Vec<u8>,
+    /// For channels too few for a vector: `[channel, tap]`, bias and multiplier by channel.
+    plain: Option<Plain>,
+}
+
+#[derive(Debug, Clone)]
+struct Plain {
+    weights: Vec<i8>,
+    bias: Vec<i32>,
+    multiplier: Vec<f32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Term {
+    column: usize,
+    group: usize,
+    /// Row and column of each tap that there is.
+    taps: [Option<(usize, usize)>; 4],
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Group {
+    /// Of so many rows from this on.
+    Below(usize, usize),
+    /// Four columns of this row.
+    Beside(usize),
+}
+
+/// Channels that are worked on together; the last chunks overlap where channels do not divide.
+#[derive(Debug, Clone, Copy)]
+struct Chunk {
+    first: usize,
+    lanes: usize,
+    weights: usize,
+    sums: usize,
+}
+
+fn terms([kh, kw]: [usize; 2], dilation: usize) -> (Vec<Group>, Vec<Term>) {
+    let beside = kh % 4 == 1 && kw > 1 && dilation == 1;
+    let below = if beside { kh - 1 } else { kh };
+    let mut groups: Vec<Group> = (0..below).step_by(4).map(|y| Group::Below(y, 4.min(below - y))).collect();
+    let mut terms = vec![];
+    for (group, y) in (0..below).step_by(4).enumerate() {
+        for x in 0..kw {
+            let taps = [0, 1, 2, 3].map(|i| (y + i < below).then_some((y + i, x)));
+            terms.push(Term { column: x * dilation, group, taps });
+        }
+    }
+    if beside {
+        for x in (0..kw).step_by(4) {
+            let taps = [0, 1, 2, 3].map(|i| (x + i < kw).then_some((below, x + i)));
+            terms.push(Term { column: x, group: groups.len(), taps });
+        }
+        groups.push(Group::Beside(below));
+    }
+    (groups, terms)
+}
+
+/// Widest first, as the instruction set has them.
+fn chunks(channels: usize, widths: &[usize]) -> Vec<(usize, usize)> {
+    let mut chunks = vec![];
+    let mut first = 0;
+    while first < channels {
+        let left = channels - first;
+        let lanes = widths.iter().copied().find(|lanes| 16 * lanes <= left);
+        // What is left over is computed with channels before it.
+        let (at, lanes) = match lanes {
+            Some(lanes) => (first, lanes),
+            None => (channels.saturating_sub(16), 1),
+        };
+        chunks.push((at, lanes));
+        first = at + 16 * lanes;
+    }
+    chunks
+}
+
+impl Filters {
+    /// `weight(channel, row, column)`; one bias, with the zero point folded in, and one multiplier a channel.
+    pub(crate) fn pack(
+        isa: Isa,
+        planes: Planes,
+        bias: &[i32],
+        multiplier: &[f32],
+        weight: impl Fn(usize, usize, usize) -> i8,
+    ) -> Self {
+        let Planes { channels, kernel: [kh, kw], strides, dilations, .. } = planes;
+        let (groups, terms) = terms(planes.kernel, dilations[1]);
+        let mut filters = Self {
+            isa,
+            planes,
+            terms,
+            groups,
+            chunks: vec![],
+            weights: Bytes::zeroed(0),
+            bias: vec![],
+            multiplier: vec![],
+            blank: vec![],
+            plain: None,
+        };
+        let span = (PIXELS - 1) * strides[1] + (kw - 1) * dilations[1] + 1;
+        let fits = span * filters.groups.len() * 64 * 4 <= SCRATCH && kh <= ROWS_MAX && channels >= 16;
+        if !fits || isa.widths().is_empty() {
+            let weights = (0..channels)
+                .flat_map(|c| (0..kh * kw).map(move |t| (c, t)))
+                .map(|(c, t)| weight(c, t / kw, t % kw));
+            let (bias, multiplier) = (bias.to_vec(), multiplier.to_vec());
+            filters.plain = Some(Plain { weights: weights.collect(), bias, multiplier });
+            return filters;
+        }
+        let mut weights = vec![];
+        for (first, lanes) in chunks(channels, isa.widths()) {
+            filters.chunks.push(Chunk { first, lanes, weights: weights.len(), sums: filters.bias.len() });
+            let quads =
+                (0..4).map(|q| (0..lanes).flat_map(move |l| (0..4).map(move |i| first + 16 * l + 4 * q + i)));
+            for term in &filters.terms {
+                for channel in quads.clone().flatten() {
+                    weights.extend(term.taps.map(|tap| tap.map_or(0, |(y, x)| weight(channel, y, x) as u8)));
+                }
+            }
+            for channel in quads.flatten() {
+                let taps = (0..kh * kw).map(|t| i32::from(weight(channel, t / kw, t % kw)));
+                let shift = if isa.shift() == 0 { 0 } else { taps.fold(0i32, i32::wrapping_add) };
+                filters.bias.push(bias[channel].wrapping_add(shift.wrapping_mul(isa.shift())));
+                filters.multiplier.push(multiplier[channel]);
+            }
+        }
+        filters.weights = Bytes::zeroed(weights.len());
+        filters.weights.copy_from_slice(&weights);
+        filters.blank = vec![planes.zero; channels];
+        filters
+    }
+}
+
+/// The whole convolution, into `out`.
+///
+/// Pixels lie `stride` bytes apart in `input`, `out_stride` in `out`; nothing need come after the last one's channels.
+pub(crate) fn depthwise(
+    team: &mut Team,
+    input: &[u8],
+    stride: usize,
+    filters: &Filters,
+    finished: Finished<'_>,
+    out: &mut [u8],
+    out_stride: usize,
+) {
+    let Planes { input: [h, w], output: [height, width], channels, .. } = filters.planes;
+    let length =
+        |pixels: usize, stride: usize| pixels.checked_sub(1).map_or(0, |last| last * stride + channels);
+    assert!(stride >= channels && input.len() >= length(h * w, stride));
+    assert!(out_stride >= channels && out.len() == length(height * width, out_stride));
+    let line = width * out_stride;
+    if line == 0 || height == 0 {
+        return;
+    }
+    // About 10 microseconds of work.
+    let size = team.piece(out.len(), line, (1 << 20) / (4 * filters.terms.len().max(1)));
+    team.pieces(out, size, |part, out| {
+        for (i, out) in out.chunks_mut(line).enumerate() {
+            filters.row(input, stride, part * (size / line) + i, finished, out, out_stride);
+        }
+    });
+}
+
+impl Filters {
+    /// Row `y` of the output. `input` has all its rows, `out` the row.
+    fn row(
+        &self,
+        input: &[u8],
+        stride: usize,
+        y: usize,
+        finished: Finished<'_>,
+        out: &mut [u8],
+        out_stride: usize,
+    ) {
+        if let Some(plain) = &self.plain {
+            return self.plain_row(plain, input, stride, y, finished, out, out_stride);
+        }
+        let Planes { input: [h, w], channels, kernel, strides, dilations, before, .. } = self.planes;
+        let blank = Line { start: self.blank.as_ptr(), stride: 0 };
+        let mut rows = [blank; ROWS_MAX];
+        for (ky, row) in rows.iter_mut().enumerate().take(kernel[0]) {
+            let at = (y * strides[0] + ky * dilations[0]).checked_sub(before[0]).filter(|at| *at < h);
+            if let Some(at) = at {
+                let line = &input[at * w * stride..][..(w - 1) * stride + channels];
+                *row = Line { start: line.as_ptr(), stride };
+            }
+        }
+        let out = To { start: out.as_mut_ptr(), stride: out_stride };
+        // Safety: each of the kernel's rows has `w` pixels, `out` has the output's; the isa is what it is packed for.
+        unsafe {
+            match self.isa {
+                Isa::Scalar => {}
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vnni(token) => super::avx512::depthwise(token, self, &rows, finished, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::AvxVnni(token) => super::avx2::depthwise_vnni(token, self, &rows, finished, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2(token) => super::avx2::depthwise(token, self, &rows, finished, out),
+            }
+        }
+    }
+
+    /// The reference.
+    #[expect(clippy::too_many_arguments, reason = "what a row is")]
+    fn plain_row(
+        &self,
+        plain: &Plain,
+        input: &[u8],
+        stride: usize,
+        y: usize,
+        finished: Finished<'_>,
+        out: &mut [u8],
+        out_stride: usize,
+    ) {
+        let Planes { input: [h, w], channels, kernel: [kh, kw], strides, dilations, before, zero, .. } =
+            self.planes;
+        for (x, out) in out.chunks_mut(out_stride).enumerate() {
+            for (c, out) in out[..channels].iter_mut().enumerate() {
+                let mut sum = plain.bias[c];
+                for t in 0..kh * kw {
+                    let at = |d: usize, out: usize, k: usize, size: usize| {
+                        (out * strides[d] + k * dilations[d]).checked_sub(before[d]).filter(|at| *at < size)
+                    };
+                    let pixel = at(0, y, t / kw, h).zip(at(1, x, t % kw, w));
+                    let byte = pixel.map_or(zero, |(y, x)| input[(y * w + x) * stride + c]);
+                    sum += i32::from(byte) * i32::from(plain.weights[c * kh * kw + t]);
+                }
+                *out = {
+                    let byte = requantise(sum, plain.multiplier[c], finished.target);
+                    finished.table.map_or(byte, |table| table[usize::from(byte)])
+                };
+            }
+        }
+    }
+
+    /// The chunks that are as wide as `simd`.
+    ///
+    /// # Safety
+    /// Each of the kernel's `rows` has the input's pixels, `out` the output's; the filters are packed for `simd`'s
+    /// instruction set.
+    #[inline(always)]
+    pub(super) unsafe fn vectors<S: Simd>(&self, simd: S, rows: &Rows, finished: Finished<'_>, out: To) {
+        for chunk in &self.chunks {
+            if chunk.lanes != S::LANES {
+                continue;
+            }
+            // Safety: the caller's word, and `pack` laid out the chunk.
+            unsafe {
+                match self.terms.len() {
+                    3 => self.chunk::<S, 3>(simd, chunk, rows, finished, out),
+                    7 => self.chunk::<S, 7>(simd, chunk, rows, finished, out),
+                    _ => self.chunk::<S, 0>(simd, chunk, rows, finished, out),
+                }
+            }
+        }
+    }
+
+    /// `T` terms, or as many as there are if that is 0.
+    ///
+    /// # Safety
+    /// As [`Self::vectors`].
+    #[inline(always)]
+    unsafe fn chunk<S: Simd, const T: usize>(
+        &self,
+        simd: S,
+        chunk: &Chunk,
+        rows: &Rows,
+        finished: Finished<'_>,
+        out: To,
+    ) {
+        /// A cache line.
+        #[repr(align(64))]
+        struct Columns([MaybeUninit<u8>; SCRATCH]);
+        let mut columns = Columns([const { MaybeUninit::uninit() }; SCRATCH]);
+        let columns = columns.0.as_mut_ptr().cast::<u8>();
+        let Planes { output: [_, width], kernel, strides, dilations, .. } = self.planes;
+        let bytes = 16 * S::LANES;
+        let column = self.groups.len() * 4 * bytes;
+        let reach = (kernel[1] - 1) * dilations[1] + 1;
+        // How many windows' columns fit; `pack` saw to it that they are `PIXELS` at least.
+        let many = ((SCRATCH / column - reach) / strides[1] + 1) / PIXELS * PIXELS;
+        let terms = if T == 0 { self.terms.len() } else { T };
+        let finish = Finish::new(simd, finished.target);
+        let mut first = 0;
+        while first < width {
+            let count = many.min(width - first);
+            let span = (count - 1) * strides[1] + reach;
+            for i in 0..span {
+                // Safety: `span` columns fit; the caller's word.
+                unsafe { self.column(simd, chunk, rows, first * strides[1] + i, columns.add(i * column)) };
+            }
+            let mut pixel = 0;
+            while pixel < count {
+                let mut from = [columns.cast_const(); PIXELS];
+                let mut to = [out.start; PIXELS];
+                for p in 0..PIXELS {
+                    // Where pixels are fewer, the last comes again.
+                    let pixel = (pixel + p).min(count - 1);
+                    // Safety: a pixel of the columns, and of the output's row.
+                    unsafe {
+                        from[p] = columns.add(pixel * strides[1] * column);
+                        to[p] = out.start.add((first + pixel) * out.stride + chunk.first);
+                    }
+                }
+                let mut quad = [simd.zero(); 4];
+                for q in 0..4 {
+                    let at = q * bytes;
+                    // Safety: a chunk has four vectors of biases, multipliers and, for each term, weights; the terms'
+                    // columns and groups lie in what was interleaved.
+                    unsafe {
+                        let bias = simd.load(self.bias.as_ptr().add(chunk.sums).cast::<u8>().add(at));
+                        let mut sums = [bias; PIXELS];
+                        for t in 0..terms {
+                            let term = self.terms.get_unchecked(t);
+                            let offset = term.column * column + term.group * 4 * bytes + at;
+                            let weights =
+                                simd.load(self.weights.as_ptr().add(chunk.weights + t * 4 * bytes + at));
+                            for p in 0..PIXELS {
+                                sums[p] = simd.dot(sums[p], simd.load(from[p].add(offset)), weights);
+                            }
+                        }
+                        let multiplier = simd.load_real(self.multiplier.as_ptr().add(chunk.sums + at / 4));
+                        for p in 0..PIXELS {
+                            sums[p] = finish.round(simd, sums[p], multiplier);
+                        }
+                        quad[q] = finish.bytes(simd, sums);
+                    }
+                }
+                let pixels = simd.transpose(quad);
+                for p in 0..PIXELS {
+                    // Safety: the pixel has the chunk's channels; a table has 256 entries.
+                    unsafe {
+                        let bytes = match finished.table {
+                            Some(table) => simd.lookup(table.as_ptr(), pixels[p]),
+                            None => pixels[p],
+                        };
+                        simd.store(to[p], bytes);
+                    }
+                }
+                pixel += PIXELS;
+            }
+            first += count;
+        }
+    }
+
+    /// The groups of a column, counted from the left edge of the padding, into `to`.
+    ///
+    /// # Safety
+    /// As [`Self::vectors`]; `to` has four vectors a group.
+    #[inline(always)]
+    unsafe fn column<S: Simd>(&self, simd: S, chunk: &Chunk, rows: &Rows, column: usize, to: *mut u8) {
+        let Planes { input: [_, w], before, zero, .. } = self.planes;
+        let blank = simd.splat_byte(zero);
+        for (g, group) in self.groups.iter().enumerate() {
+            let x = column.wrapping_sub(before[1]);
+            let mut parts = [blank; 4];
+            match *group {
+                Group::Below(y, count) => {
+                    if x < w {
+                        for i in 0..4 {
+                            // A tap that there is not has weight 0.
+                            let Line { start, stride } = rows[y + i.min(count - 1)];
+                            // Safety: pixel `x` of a row, at a chunk of its channels.
+                            parts[i] = unsafe { simd.load(start.add(x * stride + chunk.first)) };
+                        }
+                    }
+                }
+                Group::Beside(y) => {
+                    let Line { start, stride } = rows[y];
+                    for i in 0..4 {
+                        let x = (column + i).wrapping_sub(before[1]);
+                        if x < w {
+                            // Safety: as above.
+                            parts[i] = unsafe { simd.load(start.add(x * stride + chunk.first)) };
+                        }
+                    }
+                }
+            }
+            let quad = simd.interleave(parts);
+            for q in 0..4 {
+                // Safety: the caller's word.
+                unsafe { simd.store(to.add((4 * g + q) * 16 * S::LANES), quad[q]) };
+            }
+        }
+    }
+}

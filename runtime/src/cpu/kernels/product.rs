@@ -1,0 +1,460 @@
+//! Matrix products of unsigned bytes with packed weights: convolutions and fully connected layers.
+//!
+//! The left side is not copied together: a row is a window on an activation, and its bytes are a few runs at fixed
+//! distances ([`Windows`]). A product is computed in tiles of some rows by 1 to 4 vectors of columns, whose sums stay in
+//! registers until they are bytes.
+#![allow(unsafe_code, reason = "a named kernel module: every block says why it is safe")]
+#![allow(clippy::needless_range_loop, reason = "registers are several arrays, one index")]
+
+use std::ops::Range;
+
+use super::{
+    Isa, Target, Team,
+    aligned::Bytes,
+    requantise,
+    simd::{Finish, Simd},
+};
+
+/// Four bytes of a row at a time.
+const STEP: usize = 4;
+
+/// Weights of a product, packed for one instruction set.
+///
+/// Columns (output channels) are cut in blocks of up to 4 vectors. A block holds, for each step of 4 bytes of a row, each
+/// of its vectors' weights: 4 for each column side by side. Lane `l`, value `i` of vector `v` of `n` is column
+/// `4 * (n * l + v) + i`, which is the order that packing sums to bytes undoes.
+#[derive(Debug, Clone)]
+pub(crate) struct Matrix {
+    isa: Isa,
+    columns: usize,
+    runs: usize,
+    /// Bytes of a run, and steps: a last step that is not full has weights 0.
+    run: usize,
+    blocks: Vec<Block>,
+    weights: Bytes,
+    /// In the blocks' order, with the input's zero point folded in.
+    bias: Vec<i32>,
+    multiplier: Vec<f32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    /// 1 to 4.
+    vectors: usize,
+    /// First column.
+    column: usize,
+    /// Where its weights start.
+    weights: usize,
+    /// Where its bias and multiplier start.
+    sums: usize,
+}
+
+/// Lengths of the blocks that `vectors` are cut in: as even as four at most allows.
+fn cut(vectors: usize) -> impl Iterator<Item = usize> {
+    let blocks = vectors.div_ceil(4);
+    // 4 and 1 would leave a narrow one: 3 and 2.
+    let even = if vectors % 4 == 1 && blocks > 1 { blocks - 2 } else { vectors / 4 };
+    let rest = vectors - 4 * even;
+    let rest = if rest == 5 { [3, 2] } else { [rest, 0] };
+    std::iter::repeat_n(4, even).chain(rest).filter(|n| *n > 0)
+}
+
+impl Matrix {
+    /// `weight(column, run, i)` for byte `i` of each run; one bias and one multiplier a column.
+    pub(crate) fn pack(
+        isa: Isa,
+        runs: usize,
+        run: usize,
+        bias: &[i32],
+        multiplier: &[f32],
+        weight: impl Fn(usize, usize, usize) -> i8,
+    ) -> Self {
+        let (columns, lanes) = (bias.len(), isa.lanes());
+        let (vector, steps) = (4 * lanes, run.div_ceil(STEP));
+        let mut matrix = Self {
+            isa,
+            columns,
+            runs,
+            run,
+            blocks: vec![],
+            weights: Bytes::zeroed(columns.next_multiple_of(vector) * runs * steps * STEP),
+            bias: vec![],
+            multiplier: vec![],
+        };
+        let (mut column, mut at) = (0, 0);
+        for vectors in cut(columns.div_ceil(vector)) {
+            matrix.blocks.push(Block { vectors, column, weights: at, sums: matrix.bias.len() });
+            // Columns in the order of the block's vectors.
+            let order = (0..vectors)
+                .flat_map(|v| (0..lanes).flat_map(move |l| (0..4).map(move |i| 4 * (vectors * l + v) + i)));
+            let order: Vec<usize> = order.map(|c| column + c).collect();
+            for (r, step) in (0..runs).flat_map(|r| (0..steps).map(move |step| (r, step))) {
+                for c in &order {
+                    for i in STEP * step..STEP * (step + 1) {
+                        if *c < columns && i < run {
+                            matrix.weights[at] = weight(*c, r, i) as u8;
+                        }
+                        at += 1;
+                    }
+                }
+            }
+            for c in &order {
+                let all = || (0..runs).flat_map(|r| (0..run).map(move |i| (r, i)));
+                let shift = if *c < columns && isa.shift() != 0 {
+                    all().fold(0i32, |sum, (r, i)| sum.wrapping_add(weight(*c, r, i).into()))
+                } else {
+                    0
+                };
+                let bias = bias.get(*c).copied().unwrap_or(0);
+                matrix.bias.push(bias.wrapping_add(shift.wrapping_mul(isa.shift())));
+                matrix.multiplier.push(multiplier.get(*c).copied().unwrap_or(0.0));
+            }
+            column += vectors * vector;
+        }
+        matrix
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn steps(&self) -> usize {
+        self.run.div_ceil(STEP)
+    }
+
+    /// Products of one row.
+    fn products(&self) -> usize {
+        self.columns * self.runs * self.run
+    }
+}
+
+/// Rows of the left side: row `r` starts at `start + r / width * down + r % width * right` of the input, and consists of
+/// runs at `runs` from there. A kernel reads runs rounded up to 4 bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Windows<'a> {
+    pub(crate) rows: usize,
+    pub(crate) start: usize,
+    pub(crate) width: usize,
+    pub(crate) right: usize,
+    pub(crate) down: usize,
+    pub(crate) runs: &'a [usize],
+}
+
+impl Windows<'_> {
+    fn at(&self, row: usize) -> usize {
+        self.start + row / self.width * self.down + row % self.width * self.right
+    }
+}
+
+/// Where a row's columns go: `offset + r * stride`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) offset: usize,
+    pub(crate) stride: usize,
+}
+
+/// What happens to sums.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Finished<'a> {
+    pub(crate) target: Target,
+    /// The byte that each byte becomes at last.
+    pub(crate) table: Option<&'a [u8; 256]>,
+}
+
+/// All rows of a product, into `out`.
+pub(crate) fn product(
+    team: &mut Team,
+    input: &[u8],
+    windows: Windows<'_>,
+    matrix: &Matrix,
+    result: Finished<'_>,
+    out: &mut [u8],
+    place: Place,
+) {
+    let Some(last) = windows.rows.checked_sub(1) else { return };
+    let lines = last / windows.width * windows.down;
+    let furthest = lines + last.min(windows.width - 1) * windows.right;
+    let run = windows.runs.iter().max().map_or(0, |run| run + matrix.steps() * STEP);
+    assert!(windows.runs.len() == matrix.runs && windows.start + furthest + run <= input.len());
+    assert!(place.offset + last * place.stride + matrix.columns <= out.len());
+    assert!(windows.rows == 1 || matrix.columns <= place.stride);
+    let job = Job { input, windows, matrix, result, out: Out(out.as_mut_ptr()), place };
+    let (down, across) = divide(team.threads(), windows.rows, matrix);
+    let (rows, blocks) = (windows.rows.div_ceil(down), matrix.blocks.len().div_ceil(across));
+    let cut = |part: usize, size: usize, length: usize| part * size..((part + 1) * size).min(length);
+    team.parts(down * across, &|part| {
+        let (rows, blocks) =
+            (cut(part % down, rows, windows.rows), cut(part / down, blocks, matrix.blocks.len()));
+        // Safety: rows and columns were checked above; no two parts share a row of a block.
+        unsafe { job.run(rows, blocks) }
+    });
+}
+
+/// Parts by rows, and by blocks: the side with the larger memory traffic is cut.
+fn divide(threads: usize, rows: usize, matrix: &Matrix) -> (usize, usize) {
+    /// Fewer are not worth the way to another thread.
+    const PRODUCTS_MIN: usize = 1 << 18;
+    if threads == 1 {
+        return (1, 1);
+    }
+    let parts = (rows.saturating_mul(matrix.products()) / PRODUCTS_MIN).clamp(1, 4 * threads);
+    let blocks = matrix.blocks.len();
+    let across = if matrix.columns > rows { parts.min(blocks) } else { 1 };
+    let down = (parts / across).clamp(1, rows.div_ceil(8));
+    let across = if down == 1 { parts.min(blocks) } else { across };
+    // None may be empty.
+    let whole = |length: usize, parts: usize| length.div_ceil(length.div_ceil(parts));
+    (whole(rows, down), whole(blocks, across))
+}
+
+#[derive(Clone, Copy)]
+struct Out(*mut u8);
+
+// Safety: parts write different bytes, see `product`.
+unsafe impl Send for Out {}
+// Safety: as above.
+unsafe impl Sync for Out {}
+
+/// A product whose sizes are checked.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    input: &'a [u8],
+    windows: Windows<'a>,
+    matrix: &'a Matrix,
+    result: Finished<'a>,
+    out: Out,
+    place: Place,
+}
+
+impl Job<'_> {
+    /// # Safety
+    /// `product` has checked the job; nobody else writes these rows' columns of these blocks.
+    unsafe fn run(&self, rows: Range<usize>, blocks: Range<usize>) {
+        /// As much of the left side as stays in the second-level cache while all blocks read it.
+        const BYTES: usize = 256 << 10;
+        let row = (self.matrix.runs * self.matrix.run).max(1);
+        let many = (BYTES / row).max(64).next_multiple_of(24);
+        let mut first = rows.start;
+        while first < rows.end {
+            let end = (first + many).min(rows.end);
+            // Safety: the caller's word.
+            unsafe {
+                match self.matrix.isa {
+                    Isa::Scalar => self.scalar(first..end, blocks.clone()),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512Vnni(token) => super::avx512::product(token, self, first..end, blocks.clone()),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::AvxVnni(token) => super::avx2::product_vnni(token, self, first..end, blocks.clone()),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2(token) => super::avx2::product(token, self, first..end, blocks.clone()),
+                }
+            }
+            first = end;
+        }
+    }
+
+    /// The reference: each sum by itself, from the packed weights.
+    ///
+    /// # Safety
+    /// As [`Self::run`].
+    unsafe fn scalar(&self, rows: Range<usize>, blocks: Range<usize>) {
+        let (matrix, lanes) = (self.matrix, self.matrix.isa.lanes());
+        for block in &matrix.blocks[blocks] {
+            let values = 4 * lanes * block.vectors;
+            for row in rows.clone() {
+                let from = self.windows.at(row);
+                for c in 0..values.min(matrix.columns - block.column) {
+                    let (l, v, i) = (c / 4 / block.vectors, c / 4 % block.vectors, c % 4);
+                    let at = 4 * (lanes * v + l) + i;
+                    let mut sum = matrix.bias[block.sums + at];
+                    for (r, run) in self.windows.runs.iter().enumerate() {
+                        for k in 0..matrix.run {
+                            let step = r * matrix.steps() + k / STEP;
+                            let weight = block.weights + STEP * (step * values + at) + k % STEP;
+                            sum += i32::from(self.input[from + run + k])
+                                * i32::from(matrix.weights[weight] as i8);
+                        }
+                    }
+                    let byte = requantise(sum, matrix.multiplier[block.sums + at], self.result.target);
+                    let byte = self.result.table.map_or(byte, |table| table[usize::from(byte)]);
+                    let to = self.place.offset + row * self.place.stride + block.column + c;
+                    // Safety: `product` checked the last row's last column.
+                    unsafe { *self.out.0.add(to) = byte };
+                }
+            }
+        }
+    }
+
+    /// Tiles of `R4` rows by 4 vectors, `R3` by 3 and so on.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; `simd` is what the matrix is packed for.
+    #[inline(always)]
+    pub(super) unsafe fn tiles<
+        S: Simd,
+        const R4: usize,
+        const R3: usize,
+        const R2: usize,
+        const R1: usize,
+    >(
+        &self,
+        simd: S,
+        rows: Range<usize>,
+        blocks: Range<usize>,
+    ) {
+        for block in &self.matrix.blocks[blocks] {
+            // Safety: the caller's word; `vectors` is 1 to 4.
+            unsafe {
+                match (block.vectors, rows.len()) {
+                    (4, 1) => self.rows::<S, 1, 4>(simd, block, rows.clone()),
+                    (4, _) => self.rows::<S, R4, 4>(simd, block, rows.clone()),
+                    (3, _) => self.rows::<S, R3, 3>(simd, block, rows.clone()),
+                    (2, _) => self.rows::<S, R2, 2>(simd, block, rows.clone()),
+                    _ => self.rows::<S, R1, 1>(simd, block, rows.clone()),
+                }
+            }
+        }
+    }
+
+    /// One block of columns.
+    ///
+    /// # Safety
+    /// As [`Self::tiles`]; the block has `V` vectors.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        block: &Block,
+        rows: Range<usize>,
+    ) {
+        let matrix = self.matrix;
+        let tile = Tile {
+            simd,
+            runs: self.windows.runs,
+            steps: matrix.steps(),
+            weights: matrix.weights[block.weights..].as_ptr(),
+            bias: matrix.bias[block.sums..].as_ptr(),
+            multiplier: matrix.multiplier[block.sums..].as_ptr(),
+            finish: Finish::new(simd, self.result.target),
+            table: self.result.table.map_or(std::ptr::null(), |table| table.as_ptr()),
+            columns: matrix.columns - block.column,
+        };
+        let Windows { width, right, down, .. } = self.windows;
+        let (mut row, mut x) = (rows.start, rows.start % width);
+        let mut line = self.windows.start + row / width * down;
+        while row < rows.end {
+            // Where rows are fewer than the tile's, the last comes again.
+            let mut from = [self.input.as_ptr(); R];
+            let mut to = [self.out.0; R];
+            for r in 0..R {
+                // Safety: `row` is one of the rows whose place `product` has checked.
+                unsafe {
+                    from[r] = self.input.as_ptr().add(line + x * right);
+                    to[r] = self
+                        .out
+                        .0
+                        .add(self.place.offset + row.min(rows.end - 1) * self.place.stride + block.column);
+                }
+                row += 1;
+                if row < rows.end {
+                    x += 1;
+                    if x == width {
+                        (x, line) = (0, line + down);
+                    }
+                }
+            }
+            // Safety: whole rows of both sides.
+            unsafe { tile.run::<R, V>(from, to) };
+        }
+    }
+}
+
+/// What the tiles of a block have in common.
+struct Tile<'a, S: Simd> {
+    simd: S,
+    runs: &'a [usize],
+    steps: usize,
+    weights: *const u8,
+    bias: *const i32,
+    multiplier: *const f32,
+    finish: Finish<S>,
+    /// Null if there is none.
+    table: *const u8,
+    /// Columns to write, if there are so many in the block.
+    columns: usize,
+}
+
+impl<S: Simd> Tile<'_, S> {
+    /// # Safety
+    /// Every row of `from` has all runs, every row of `to` the block's columns; the block has `V` vectors.
+    #[inline(always)]
+    unsafe fn run<const R: usize, const V: usize>(&self, from: [*const u8; R], to: [*mut u8; R]) {
+        let simd = self.simd;
+        let bytes = 16 * S::LANES;
+        let mut sums = [[simd.zero(); V]; R];
+        for v in 0..V {
+            // Safety: the block has a bias for each value.
+            let bias = unsafe { simd.load(self.bias.cast::<u8>().add(v * bytes)) };
+            for row in &mut sums {
+                row[v] = bias;
+            }
+        }
+        let mut at = self.weights;
+        for run in self.runs {
+            for step in 0..self.steps {
+                let mut weights = [simd.zero(); V];
+                for (v, weights) in weights.iter_mut().enumerate() {
+                    // Safety: `V` vectors of weights a step.
+                    *weights = unsafe { simd.load(at.add(v * bytes)) };
+                }
+                for r in 0..R {
+                    // Safety: the row has the run, rounded up to whole steps.
+                    let four = unsafe { simd.splat_four(from[r].add(run + STEP * step)) };
+                    for v in 0..V {
+                        sums[r][v] = simd.dot(sums[r][v], four, weights[v]);
+                    }
+                }
+                // Safety: at most the end of the block's weights.
+                at = unsafe { at.add(V * bytes) };
+            }
+        }
+        // Rows by constants: an index that varies would keep all sums in memory, in the loop above too.
+        macro_rules! rows {
+            ($($r:literal)*) => {$(
+                if $r < R {
+                    // Safety: row `r` has the block's columns.
+                    unsafe { self.finish::<V>(&sums[$r.min(R - 1)], to[$r.min(R - 1)]) }
+                }
+            )*};
+        }
+        rows!(0 1 2 3 4 5 6 7 8 9 10 11);
+    }
+
+    /// Sums of one row to bytes.
+    ///
+    /// # Safety
+    /// `to` has the block's columns; the block has `V` vectors.
+    #[inline(always)]
+    unsafe fn finish<const V: usize>(&self, sums: &[S::Int; V], to: *mut u8) {
+        let (simd, bytes) = (self.simd, 16 * S::LANES);
+        let mut quad = [simd.zero(); 4];
+        for v in 0..V {
+            // Safety: the block has a multiplier for each value.
+            let multiplier = unsafe { simd.load_real(self.multiplier.add(v * bytes / 4)) };
+            quad[v] = self.finish.round(simd, sums[v], multiplier);
+        }
+        let mut result = simd.compact::<V>(self.finish.bytes(simd, quad));
+        if !self.table.is_null() {
+            // Safety: a table has 256 entries.
+            result = unsafe { simd.lookup(self.table, result) };
+        }
+        // Safety: the caller's word.
+        unsafe {
+            if V == 4 && self.columns >= bytes {
+                simd.store(to, result);
+            } else {
+                simd.store_first(to, result, self.columns.min(4 * V * S::LANES));
+            }
+        }
+    }
+}

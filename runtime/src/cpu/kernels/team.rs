@@ -1,0 +1,303 @@
+//! The threads that share one step's work: [`Team`].
+//!
+//! A step is cut in parts, which the threads take one by one; each part writes its own bytes, so that results do not
+//! depend on who took what. Whoever calls works too. Between two steps the others spin for a moment, then they park:
+//! no locks, and no allocation once the team stands. A thread that comes too late for a step is not waited for.
+#![allow(unsafe_code, reason = "a named kernel module: every block says why it is safe")]
+
+use std::{
+    cell::UnsafeCell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*},
+    },
+    thread::{self, JoinHandle},
+};
+
+use super::Isa;
+
+/// Some more would help no network that fits a device.
+const THREADS_MAX: usize = 64;
+
+/// Looks for work before a thread parks: about 0.1 ms.
+const SPINS: u32 = 2_000;
+
+/// [`Shared::state`]: threads at work in the low bits, then whether others may join, then the number of the job.
+const OPEN: u64 = 1 << 16;
+const JOB: u64 = 1 << 17;
+
+pub(crate) struct Team {
+    isa: Isa,
+    shared: Arc<Shared>,
+    others: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: AtomicU64,
+    /// Written by the caller while nobody is at work and none may join.
+    job: UnsafeCell<Option<Job>>,
+    /// The next part that nobody has taken.
+    next: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    /// By thread.
+    parked: Vec<AtomicBool>,
+}
+
+#[derive(Clone, Copy)]
+struct Job {
+    /// Valid while the call of [`Team::parts`] that made it runs.
+    work: *const (dyn Fn(usize) + Sync),
+    parts: usize,
+}
+
+// Safety: `job` is written while no thread is at work and none may join (`Team::parts`), and read only by threads that
+// have joined; `state` orders the two. The work itself is `Sync`.
+unsafe impl Send for Shared {}
+// Safety: as above.
+unsafe impl Sync for Shared {}
+
+impl Team {
+    /// `threads` includes the caller; where the system refuses a thread, the team is smaller.
+    pub(crate) fn new(isa: Isa, threads: usize) -> Self {
+        let others = threads.clamp(1, THREADS_MAX) - 1;
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            next: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            parked: (0..others).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let start = |index: usize| {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name(format!("andon-cpu-{}", index + 1)).spawn(move || shared.serve(index))
+        };
+        let others = (0..others).map_while(|index| start(index).ok()).collect();
+        Self { isa, shared, others }
+    }
+
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.others.len() + 1
+    }
+
+    /// Calls `work` once with each of `0..parts`, on all threads; returns when all calls have.
+    pub(crate) fn parts(&mut self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+        if parts <= 1 || self.others.is_empty() {
+            return (0..parts).for_each(work);
+        }
+        let shared = &*self.shared;
+        // Safety: only the lifetime changes. No thread touches the work after `Closed` is dropped, below, and that is
+        // before this function returns or unwinds.
+        let work = unsafe {
+            std::mem::transmute::<&(dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync + 'static)>(work)
+        };
+        // Safety: the last call closed the job and saw the last thread leave, and `&mut self` means there is no other.
+        unsafe { *shared.job.get() = Some(Job { work, parts }) };
+        shared.next.store(0, Relaxed);
+        shared.panicked.store(false, Relaxed);
+        let number = shared.state.load(Relaxed) / JOB;
+        shared.state.store(number.wrapping_add(1).wrapping_mul(JOB) | OPEN, SeqCst);
+        for (parked, other) in shared.parked.iter().zip(&self.others) {
+            if parked.load(SeqCst) {
+                other.thread().unpark();
+            }
+        }
+        let closed = Closed(shared);
+        shared.take(Job { work, parts });
+        drop(closed);
+        if shared.panicked.load(Relaxed) {
+            panic!("a thread of the team panicked");
+        }
+    }
+
+    /// Cuts `out` in pieces of `size` bytes, of which the last may be shorter, and calls `work` with the number of each.
+    pub(crate) fn pieces(&mut self, out: &mut [u8], size: usize, work: impl Fn(usize, &mut [u8]) + Sync) {
+        let (size, length) = (size.max(1), out.len());
+        let start = Start(out.as_mut_ptr());
+        self.parts(length.div_ceil(size), &|part| {
+            let first = part * size;
+            // Safety: within `out`, which is borrowed for as long as this runs; each part is called once, and no two
+            // overlap.
+            let piece =
+                unsafe { std::slice::from_raw_parts_mut(start.get().add(first), size.min(length - first)) };
+            work(part, piece);
+        });
+    }
+
+    /// A size for [`Self::pieces`] of whole `unit`s: a few pieces a thread, none smaller than `least` bytes.
+    pub(crate) fn piece(&self, length: usize, unit: usize, least: usize) -> usize {
+        let share = if self.threads() == 1 { length } else { length.div_ceil(4 * self.threads()) };
+        share.max(least).max(1).next_multiple_of(unit.max(1))
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        for other in self.others.drain(..) {
+            other.thread().unpark();
+            // A panic was reported when it happened.
+            drop(other.join());
+        }
+    }
+}
+
+/// Closes the job and waits for whoever is at work, also when the caller's own part panics.
+struct Closed<'a>(&'a Shared);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.state.fetch_and(!OPEN, AcqRel);
+        let mut spins = 0;
+        while self.0.state.load(Acquire) & (OPEN - 1) != 0 {
+            spins += 1;
+            // A thread that the system put aside in the midst of its part.
+            if spins > SPINS { thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
+}
+
+impl Shared {
+    fn take(&self, job: Job) {
+        loop {
+            let part = self.next.fetch_add(1, Relaxed);
+            if part >= job.parts {
+                return;
+            }
+            // Safety: `Team::parts` keeps the work alive until nobody is at work.
+            unsafe { (*job.work)(part) };
+        }
+    }
+
+    /// What each of the other threads does.
+    fn serve(&self, index: usize) {
+        let mut last = 0;
+        while let Some(number) = self.join(index, last) {
+            last = number;
+            // Safety: having joined, this thread may read the job.
+            if let Some(job) = unsafe { *self.job.get() }
+                && catch_unwind(AssertUnwindSafe(|| self.take(job))).is_err()
+            {
+                self.panicked.store(true, Relaxed);
+                self.next.store(job.parts, Relaxed);
+            }
+            self.state.fetch_sub(1, Release);
+        }
+    }
+
+    /// Waits for a job other than `last` and joins it; `None` when the team is dropped.
+    fn join(&self, index: usize, last: u64) -> Option<u64> {
+        let mut spins = 0;
+        loop {
+            if self.stop.load(Relaxed) {
+                return None;
+            }
+            let state = self.state.load(SeqCst);
+            if is_new(state, last) {
+                if self.state.compare_exchange_weak(state, state + 1, AcqRel, Relaxed).is_ok() {
+                    return Some(state / JOB);
+                }
+            } else if spins < SPINS {
+                spins += 1;
+                std::hint::spin_loop();
+            } else {
+                self.parked[index].store(true, SeqCst);
+                // Looked at again after the flag is seen to be set: whoever opens a job sees the flag or is seen here.
+                let state = self.state.load(SeqCst);
+                if !is_new(state, last) && !self.stop.load(SeqCst) {
+                    thread::park();
+                }
+                self.parked[index].store(false, SeqCst);
+                spins = 0;
+            }
+        }
+    }
+}
+
+/// Whether a job other than `last` may be joined.
+fn is_new(state: u64, last: u64) -> bool {
+    state & OPEN != 0 && state / JOB != last
+}
+
+/// A pointer that may go to other threads, as what it points to may.
+#[derive(Clone, Copy)]
+struct Start(*mut u8);
+
+impl Start {
+    fn get(self) -> *mut u8 {
+        self.0
+    }
+}
+
+// Safety: bytes may be written from any thread; `Team::pieces` sees to it that each byte is from one.
+unsafe impl Send for Start {}
+// Safety: as above.
+unsafe impl Sync for Start {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_runs_once() {
+        for threads in [1, 2, 5] {
+            let mut team = Team::new(Isa::Scalar, threads);
+            assert_eq!(team.threads(), threads);
+            for round in 0..2_000 {
+                let parts = round % 37;
+                let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
+                team.parts(parts, &|part| {
+                    counts[part].fetch_add(1, Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Relaxed) == 1), "{counts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_cover_the_whole() {
+        let mut team = Team::new(Isa::Scalar, 3);
+        let mut out = vec![0u8; 1003];
+        team.pieces(&mut out, 10, |i, piece| piece.fill(i as u8));
+        assert!(out.iter().enumerate().all(|(at, byte)| usize::from(*byte) == at / 10));
+    }
+
+    #[test]
+    fn threads_that_parked_wake_up() {
+        let mut team = Team::new(Isa::Scalar, 2);
+        let parked = |team: &Team| team.shared.parked[0].load(SeqCst);
+        for _ in 0..20 {
+            while !parked(&team) {
+                thread::yield_now();
+            }
+            // The caller's part ends only when the other thread has done one.
+            let done = AtomicUsize::new(0);
+            team.parts(2, &|_| {
+                done.fetch_add(1, SeqCst);
+                while done.load(SeqCst) < 2 {
+                    thread::yield_now();
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_team_goes_on() {
+        let mut team = Team::new(Isa::Scalar, 2);
+        for part in 0..4 {
+            let run = catch_unwind(AssertUnwindSafe(|| team.parts(4, &|i| assert!(i != part))));
+            assert!(run.is_err());
+            let count = AtomicUsize::new(0);
+            team.parts(4, &|_| {
+                count.fetch_add(1, Relaxed);
+            });
+            assert_eq!(count.load(Relaxed), 4);
+        }
+    }
+}
