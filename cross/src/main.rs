@@ -5,6 +5,7 @@
 
 mod data;
 mod demo;
+mod peers;
 mod shell;
 mod split;
 mod test;
@@ -27,10 +28,21 @@ enum Command {
     Ui,
     /// Everything that must hold before a change lands: format, lints, dashboard, tests, the loop end to end.
     Test,
+    /// Compare every u8 tensor of five int8 networks with ONNX Runtime's.
+    Parity(peers::ParityOptions),
+    /// Measure against others, and record the ratios under bench/results.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Show the whole loop on real images.
     Demo(demo::DemoOptions),
     /// Run a quick demo, and take the picture of the dashboard that the README shows.
     Screenshot,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Int8 networks on the CPU, against ONNX Runtime and OpenVINO.
+    Cpu(peers::ContestOptions),
 }
 
 fn main() {
@@ -38,6 +50,8 @@ fn main() {
         Command::Data => data::fetch().map(drop),
         Command::Ui => ui::build(),
         Command::Test => test::run(),
+        Command::Parity(options) => peers::parity(&options),
+        Command::Bench(Bench::Cpu(options)) => peers::contest(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Screenshot => demo::screenshot(),
     };

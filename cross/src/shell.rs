@@ -72,10 +72,11 @@ pub(crate) fn python() -> Result<&'static str> {
     }
 }
 
-/// Unpacks a wheel from PyPI, without what it depends on, below `target`; nothing is installed.
-pub(crate) fn pip_install(requirement: &str, target: &Path) -> Result<()> {
+/// Unpacks wheels from PyPI, without what they depend on, below `target`; nothing is installed. `what`: a requirement, or
+/// `-r` and a file of them.
+pub(crate) fn pip_install(what: &[&str], target: &Path) -> Result<()> {
     let mut pip = Command::new(python()?);
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);
-    pip.args(["--upgrade", "--only-binary=:all:", "--target"]).arg(target).arg(requirement);
+    pip.args(["--upgrade", "--only-binary=:all:", "--target"]).arg(target).args(what);
     run_quietly("pip", &mut pip).context("is there a way to a Python package index?").map(drop)
 }

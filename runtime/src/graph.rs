@@ -197,7 +197,8 @@ impl Graph {
     }
 
     /// Input of the last fully connected layer before the first output: `Gemm`, or `MatMul` with a constant. What
-    /// may stand between that layer and the output is named in [`passes_through`]. `None` if there is no such layer.
+    /// may stand between that layer and the output is named in [`passes_through`]. `None` if there is no such layer,
+    /// or if what it reads is an input of the graph.
     pub fn embedding(&self) -> Option<ValueId> {
         let mut at = *self.outputs.first()?;
         // Each step goes to an earlier node, so that the walk ends.
@@ -205,7 +206,11 @@ impl Graph {
             let id = self.producer(at)?;
             let (node, proto) = (self.node(id), self.proto(id));
             match proto.op_type.as_str() {
-                "Gemm" | "MatMul" => return node.inputs.first().copied().flatten(),
+                "Gemm" | "MatMul" => {
+                    // What a caller gives is no feature of it.
+                    let computed = |v: &ValueId| !matches!(self.value(*v).source, Source::Input(_));
+                    return node.inputs.first().copied().flatten().filter(computed);
+                }
                 op if passes_through(op) => {
                     let mut computed = node.inputs.iter().flatten().filter(|v| !self.is_fixed(**v));
                     at = *computed.next()?;

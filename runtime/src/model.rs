@@ -118,12 +118,11 @@ impl Model {
 
     /// Bytes of all constants.
     pub fn constant_bytes(&self) -> u64 {
-        let tensors = self.graph.values().filter_map(|id| self.graph.constant(id));
-        let bytes = |t: &crate::onnx::TensorProto| {
-            let width = t.element_type().ok().and_then(DataType::bytes).unwrap_or(8);
-            (t.elements().unwrap_or(0) * width) as u64
-        };
-        tensors.map(bytes).sum()
+        self.graph
+            .values()
+            .filter_map(|id| self.graph.constant(id))
+            .map(crate::onnx::TensorProto::bytes)
+            .sum()
     }
 
     /// What runs where, and what it costs, at the input shapes that the file declares.

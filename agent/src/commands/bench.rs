@@ -1,10 +1,11 @@
 //! `andon-agent bench`: how long one run of a network takes here. One JSON line, for people and for scripts that
-//! compare runtimes: `{"median_ms":…,"min_ms":…,"p99_ms":…,"arena_bytes":…,"engine":…}`.
+//! compare runtimes: `{"median_ms":…,"min_ms":…,"p99_ms":…,"load_ms":…,"arena_bytes":…,"peak_resident_bytes":…,"engine":…}`.
+//! Loading is from the file's bytes to a session that can run; the peak is the process's, as the kernel counts it.
 
 use std::{path::PathBuf, time::Duration};
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_runtime::{Data, Session, SessionOptions, Tensor};
+use andon_runtime::{Data, Session, SessionOptions, Tensor, onnx::DataType};
 use anyhow::bail;
 
 use super::{EngineArgs, load_model, say};
@@ -25,22 +26,21 @@ pub(crate) struct BenchArgs {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let clock = SystemClock::new();
+    let start = clock.elapsed();
     let model = load_model(&args.model)?;
     let (engine, threads) = (args.engine.engine, usize::from(args.engine.threads));
     let mut session = Session::new(&model, &SessionOptions { engine, threads, ..Default::default() })?;
-    if let Some(port) =
-        model.inputs().iter().find(|p| p.data_type != Some(andon_runtime::onnx::DataType::Float))
-    {
-        bail!("input {:?} is {:?}, only f32 inputs can be timed", port.name, port.data_type);
-    }
-    let inputs = session.inputs().map(|(name, shape)| Ok((name.to_owned(), noise(shape)?)));
+    let load = clock.elapsed().saturating_sub(start);
+    let types = model.inputs().into_iter().map(|port| port.data_type);
+    let inputs =
+        session.inputs().zip(types).map(|((name, shape), t)| Ok((name.to_owned(), noise(shape, t)?)));
     let inputs: Vec<(String, Tensor)> = inputs.collect::<anyhow::Result<_>>()?;
     let inputs: Vec<(&str, Tensor)> =
         inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
     for _ in 0..args.warmup {
         session.run(&inputs)?;
     }
-    let clock = SystemClock::new();
     let mut times = Vec::with_capacity(args.runs as usize);
     for _ in 0..args.runs {
         let start = clock.elapsed();
@@ -52,6 +52,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "median_ms": ms(quantile(&times, 50)),
         "min_ms": ms(quantile(&times, 0)),
         "p99_ms": ms(quantile(&times, 99)),
+        "load_ms": ms(load),
+        "peak_resident_bytes": peak_resident_bytes(),
         "arena_bytes": session.arena_bytes(),
         "engine": session.engine(),
     });
@@ -67,19 +69,36 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// The same values each time, between -2 and 2, in no regular pattern: the time of a network must not depend on what
-/// it sees, and zeros would hide where it does.
-fn noise(shape: &[usize]) -> anyhow::Result<Tensor> {
+/// The most memory that this process has had, where the system tells.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 =
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The same values each time, floats between -2 and 2, in no regular pattern: the time of a network must not depend on
+/// what it sees, and zeros would hide where it does.
+fn noise(shape: &[usize], data_type: Option<DataType>) -> anyhow::Result<Tensor> {
     let mut state = 0x9e37_79b9_u32;
     let mut next = || {
         // xorshift32: Marsaglia 2003.
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;
-        state as f32 / u32::MAX as f32 * 4.0 - 2.0
+        state
     };
-    let values = (0..shape.iter().product()).map(|_| next()).collect();
-    Ok(Tensor::new(shape.to_vec(), Data::F32(values))?)
+    let range = 0..shape.iter().product();
+    let data = match data_type {
+        Some(DataType::Float) => {
+            Data::F32(range.map(|_| next() as f32 / u32::MAX as f32 * 4.0 - 2.0).collect())
+        }
+        Some(DataType::Uint8) => Data::U8(range.map(|_| next() as u8).collect()),
+        Some(DataType::Int8) => Data::I8(range.map(|_| next() as i8).collect()),
+        // Not even shapes and indices of this type could be guessed.
+        other => bail!("an input of type {other:?} cannot be made up, only f32, u8 and i8"),
+    };
+    Ok(Tensor::new(shape.to_vec(), data)?)
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ pub(crate) mod bench;
 pub(crate) mod enrol;
 pub(crate) mod explain;
 pub(crate) mod infer;
+mod npy;
 pub(crate) mod run;
+mod run_model;
 
 use std::{
     fmt::Display,

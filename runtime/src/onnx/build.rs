@@ -178,6 +178,12 @@ impl TensorProto {
         self.dims.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))
     }
 
+    /// Bytes of all elements; those without a size of their own count as eight.
+    pub fn bytes(&self) -> u64 {
+        let width = self.element_type().ok().and_then(DataType::bytes).unwrap_or(8);
+        (self.elements().unwrap_or(0) * width) as u64
+    }
+
     /// Dimensions, where none is negative.
     pub fn shape(&self) -> Option<Vec<usize>> {
         self.dims.iter().map(|d| usize::try_from(*d).ok()).collect()
