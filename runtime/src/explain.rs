@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     cpu::{Isa, Part, Sketch, StepKind, StepSummary, Summary},
-    graph::{Graph, NodeId},
+    graph::{Graph, NodeId, ValueId},
     model::Model,
     shape::{self, Shapes},
 };
@@ -36,6 +36,10 @@ pub struct PlanStep {
     pub nodes: usize,
     /// Where its output begins in the arena and how many bytes it has, if it lies there.
     pub output: Option<(usize, usize)>,
+    /// What it reads and writes: activations in the arena, and constants in the file's form.
+    pub bytes: u64,
+    /// Multiply-accumulates of its node, where they are known and it is not of several.
+    pub macs: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +78,17 @@ impl Explanation {
                 StepKind::Plain => ("plain", 1),
                 StepKind::Island(nodes) => ("tract", nodes),
             };
-            PlanStep { node: graph.node(step.node).name.clone(), kind, nodes, output: step.output }
+            let written = step.output.map_or(0, |(_, bytes)| bytes);
+            let fixed = if kind == "int8" { fixed_bytes(graph, step.node) } else { 0 };
+            let macs = shapes.as_ref().and_then(|shapes| shape::macs(graph, shapes, step.node));
+            PlanStep {
+                node: graph.node(step.node).name.clone(),
+                kind,
+                nodes,
+                output: step.output,
+                bytes: (step.input_bytes + written) as u64 + fixed,
+                macs: macs.filter(|_| nodes == 1),
+            }
         };
         let steps = steps.into_iter().flatten().map(step).collect();
         let rows: Vec<Row> =
@@ -91,6 +105,32 @@ impl Explanation {
             rows,
             steps,
         }
+    }
+}
+
+impl Explanation {
+    /// Steps as a table: where a result lies in the arena, and what a step costs.
+    fn step_lines(&self) -> Vec<[String; 7]> {
+        let header = ["step", "does", "node", "arena from", "to", "bytes moved", "MACs"].map(str::to_owned);
+        let dash = |n: Option<u64>| n.map_or("-".into(), grouped);
+        let line = |(number, step): (usize, &PlanStep)| {
+            let place = step.output.map(|(start, bytes)| (start as u64, (start + bytes) as u64));
+            let what = if step.nodes > 1 {
+                format!("{} ({} nodes)", step.kind, step.nodes)
+            } else {
+                step.kind.into()
+            };
+            [
+                number.to_string(),
+                what,
+                shorten(&step.node),
+                dash(place.map(|p| p.0)),
+                dash(place.map(|p| p.1)),
+                grouped(step.bytes),
+                dash(step.macs),
+            ]
+        };
+        std::iter::once(header).chain(self.steps.iter().enumerate().map(line)).collect()
     }
 }
 
@@ -138,6 +178,34 @@ fn row(graph: &Graph, shapes: Option<&Shapes>, parts: Option<&[Part]>, id: NodeI
     }
 }
 
+/// Bytes of the constants that a node reads, directly or dequantised.
+fn fixed_bytes(graph: &Graph, id: NodeId) -> u64 {
+    let behind = |value: ValueId| {
+        let dequantised = graph.producer(value).filter(|p| graph.proto(*p).op_type == "DequantizeLinear");
+        dequantised.and_then(|p| graph.node(p).inputs.first().copied().flatten()).unwrap_or(value)
+    };
+    let constants = graph.node(id).inputs.iter().flatten().filter_map(|v| graph.constant(behind(*v)));
+    constants.map(crate::onnx::TensorProto::bytes).sum()
+}
+
+/// Columns as wide as their widest cell, those from `numbers` on aligned right.
+fn table<const N: usize>(f: &mut fmt::Formatter<'_>, lines: &[[String; N]], numbers: usize) -> fmt::Result {
+    let width: [usize; N] =
+        std::array::from_fn(|c| lines.iter().map(|line| line[c].chars().count()).max().unwrap_or(0));
+    for line in lines {
+        for (c, cell) in line.iter().enumerate() {
+            let gap = if c == 0 { "" } else { "  " };
+            if c >= numbers {
+                write!(f, "{gap}{cell:>w$}", w = width[c])?;
+            } else {
+                write!(f, "{gap}{cell:<w$}", w = width[c])?;
+            }
+        }
+        writeln!(f)?;
+    }
+    Ok(())
+}
+
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let header = ["node", "operator", "engine", "why", "output", "parameters", "MACs"].map(str::to_owned);
@@ -154,19 +222,10 @@ impl fmt::Display for Explanation {
             ]
         });
         let lines: Vec<[String; 7]> = std::iter::once(header).chain(cells).collect();
-        let width: [usize; 7] =
-            std::array::from_fn(|c| lines.iter().map(|line| line[c].chars().count()).max().unwrap_or(0));
-        for line in &lines {
-            for (c, cell) in line.iter().enumerate() {
-                let gap = if c == 0 { "" } else { "  " };
-                // Numbers are aligned right.
-                if c >= 5 {
-                    write!(f, "{gap}{cell:>w$}", w = width[c])?;
-                } else {
-                    write!(f, "{gap}{cell:<w$}", w = width[c])?;
-                }
-            }
+        table(f, &lines, 5)?;
+        if !self.steps.is_empty() {
             writeln!(f)?;
+            table(f, &self.step_lines(), 3)?;
         }
         let Self { model, opset, rows, embedding, engine, parameters, constant_bytes, macs, .. } = self;
         let embedding = embedding.as_deref().unwrap_or("none");

@@ -326,10 +326,7 @@ fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Shape>, ShapeM
         "GlobalAveragePool" | "GlobalMaxPool" if first.len() >= 2 => {
             one(Some(first.iter().enumerate().map(|(i, d)| if i < 2 { *d } else { 1 }).collect()))
         }
-        "Flatten" => {
-            let axis = axis(proto.int("axis").unwrap_or(1), first.len() + 1);
-            one(axis.map(|at| vec![first[..at].iter().product(), first[at..].iter().product()]))
-        }
+        "Flatten" => one(flatten(first, proto)),
         "Gemm" => {
             let Some(second) = input(1) else { return Ok(vec![]) };
             let ([a0, a1], [b0, b1]) = (first, second) else {
@@ -561,6 +558,15 @@ fn axis(axis: i64, rank: usize) -> Option<usize> {
     usize::try_from(axis).ok().filter(|a| *a < rank.max(1))
 }
 
+/// Two dimensions: those before the axis together, and the rest. The axis may stand behind the last dimension, but a
+/// negative one counts from the last.
+pub(crate) fn flatten(dims: &[usize], node: &NodeProto) -> Option<Vec<usize>> {
+    let at = node.int("axis").unwrap_or(1);
+    let at = if at < 0 { axis(at, dims.len())? } else { usize::try_from(at).ok()? };
+    let (before, after) = dims.split_at_checked(at)?;
+    Some(vec![before.iter().product(), after.iter().product()])
+}
+
 pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let at = |dims: &[usize], i: usize| (i + dims.len()).checked_sub(rank).map_or(1, |i| dims[i]);
@@ -771,6 +777,8 @@ mod tests {
             ),
             (op("GlobalAveragePool"), vec![&[1, 5, 7, 7]], None, &[1, 5, 1, 1]),
             (op("Flatten"), vec![&[1, 5, 2, 3]], None, &[1, 30]),
+            (op("Flatten").with_int("axis", -1), vec![&[1, 5, 2, 3]], None, &[10, 3]),
+            (op("Flatten").with_int("axis", 4), vec![&[1, 5, 2, 3]], None, &[30, 1]),
             (op("Gemm").with_int("transB", 1), vec![&[1, 30], &[10, 30]], None, &[1, 10]),
             (op("MatMul"), vec![&[2, 1, 30], &[30, 4]], None, &[2, 1, 4]),
             (op("Add"), vec![&[1, 5, 4, 4], &[5, 1, 1]], None, &[1, 5, 4, 4]),

@@ -17,7 +17,7 @@ mod schedule;
 mod tests;
 
 use kernels::{Bytes, Team};
-use plan::{Plan, Scratch, Work};
+use plan::{Place, Plan, Scratch, Work};
 use schedule::Schedule;
 
 pub(crate) use kernels::Isa;
@@ -85,6 +85,8 @@ pub(crate) struct StepSummary {
     pub(crate) kind: StepKind,
     /// Where its output begins in the arena, if it lies there, and how many bytes it has.
     pub(crate) output: Option<(usize, usize)>,
+    /// Of the activations that it reads from the arena.
+    pub(crate) input_bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,15 +102,16 @@ pub(crate) enum StepKind {
 impl Cpu {
     pub(crate) fn summary(&self) -> Summary {
         let step = |step: &plan::Step| {
-            let (kind, place) = match &step.work {
-                Work::Bytes { output, .. } => (StepKind::Bytes, Some(output)),
-                Work::Import { to, .. } => (StepKind::Import, Some(to)),
-                Work::Export { .. } => (StepKind::Export, None),
-                Work::Plain { .. } => (StepKind::Plain, None),
-                Work::Island { nodes, .. } => (StepKind::Island(nodes.len()), None),
+            let (kind, read, place): (_, &[Place], _) = match &step.work {
+                Work::Bytes { inputs, output, .. } => (StepKind::Bytes, inputs, Some(output)),
+                Work::Import { to, .. } => (StepKind::Import, &[], Some(to)),
+                Work::Export { from, .. } => (StepKind::Export, std::slice::from_ref(from), None),
+                Work::Plain { .. } => (StepKind::Plain, &[], None),
+                Work::Island { nodes, .. } => (StepKind::Island(nodes.len()), &[], None),
             };
+            let input_bytes = read.iter().map(|place| place.shape.bytes()).sum();
             let output = place.map(|place| (self.plan.arena_offset(place), place.shape.bytes()));
-            StepSummary { node: step.node, kind, output }
+            StepSummary { node: step.node, kind, output, input_bytes }
         };
         Summary {
             isa: self.team.isa().name(),

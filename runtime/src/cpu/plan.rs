@@ -241,11 +241,6 @@ impl Plan {
         self.buffers[place.buffer.0].start + place.offset
     }
 
-    /// Where a buffer lies in the arena.
-    pub(super) fn place(&self, id: BufferId) -> Range<usize> {
-        self.buffers[id.0].clone()
-    }
-
     /// `inputs` have the types and shapes of the request; `arena` has `arena_bytes`.
     pub(super) fn run(
         &mut self,

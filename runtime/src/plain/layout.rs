@@ -84,10 +84,7 @@ pub(super) fn reshape(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Ten
     let x = get(inputs, 0)?;
     let from = x.shape();
     let dims = match call.node.op_type.as_str() {
-        "Flatten" => {
-            let at = call.axis("axis", 1, from.len() + 1)?;
-            vec![from[..at].iter().product(), from[at..].iter().product()]
-        }
+        "Flatten" => crate::shape::flatten(from, &call.node).ok_or("its axis is outside its input")?,
         "Reshape" => {
             let to = call.list(inputs, 1, "shape")?.ok_or("it has no shape")?;
             crate::shape::reshape(from, &to, &call.node)
