@@ -7,7 +7,7 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    Finished,
+    Target,
     bytewise::{self, Quantise, Sum},
     depthwise::{Filters, Rows, To},
     product::Job,
@@ -191,15 +191,15 @@ impl<D: Dot> Simd for Wide<D> {
     }
 
     #[inline(always)]
-    fn compact<const V: usize>(self, bytes: __m256i) -> __m256i {
+    fn gather_rows<const V: usize>(self, bytes: __m256i) -> __m256i {
         /// Order of the 32-bit values.
-        const ORDER: [[i32; 8]; 4] =
-            [[0; 8], [0, 4, 0, 0, 0, 0, 0, 0], [0, 1, 4, 5, 0, 0, 0, 0], [0, 1, 2, 4, 5, 6, 0, 0]];
+        const ROWS: [[i32; 8]; 4] =
+            [[0; 8], [0, 4, 1, 5, 2, 6, 3, 7], [0, 1, 4, 5, 2, 3, 6, 7], [0, 1, 2, 4, 5, 6, 3, 7]];
         if V == 4 {
             return bytes;
         }
         // Safety: the token proves the instructions; an order has 8 values.
-        unsafe { _mm256_permutevar8x32_epi32(bytes, _mm256_loadu_si256(ORDER[V].as_ptr().cast())) }
+        unsafe { _mm256_permutevar8x32_epi32(bytes, _mm256_loadu_si256(ROWS[V].as_ptr().cast())) }
     }
 
     #[inline(always)]
@@ -230,6 +230,21 @@ impl<D: Dot> Simd for Wide<D> {
     fn div(self, a: __m256, b: __m256) -> __m256 {
         // Safety: the token proves the instruction.
         unsafe { _mm256_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // Safety: the token proves the instruction.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn any_far(self, values: __m256, least: f32) -> bool {
+        // Safety: the token proves the instructions.
+        unsafe {
+            let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), values);
+            _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(size, _mm256_set1_ps(least))) != 0
+        }
     }
 
     #[inline(always)]
@@ -344,7 +359,7 @@ impl<D: Dot> Simd for Narrow<D> {
     }
 
     #[inline(always)]
-    fn compact<const V: usize>(self, bytes: __m128i) -> __m128i {
+    fn gather_rows<const V: usize>(self, bytes: __m128i) -> __m128i {
         // There is one lane.
         bytes
     }
@@ -380,6 +395,21 @@ impl<D: Dot> Simd for Narrow<D> {
     }
 
     #[inline(always)]
+    fn sub(self, a: __m128, b: __m128) -> __m128 {
+        // Safety: the token proves the instruction.
+        unsafe { _mm_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn any_far(self, values: __m128, least: f32) -> bool {
+        // Safety: the token proves the instructions.
+        unsafe {
+            let size = _mm_andnot_ps(_mm_set1_ps(-0.0), values);
+            _mm_movemask_ps(_mm_cmp_ps::<_CMP_NLT_UQ>(size, _mm_set1_ps(least))) != 0
+        }
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: __m128, b: __m128, c: __m128) -> __m128 {
         // Safety: the token proves the instruction.
         unsafe { _mm_fmadd_ps(a, b, c) }
@@ -397,23 +427,17 @@ impl<D: Dot> Simd for Narrow<D> {
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn product(token: Token, job: &Job<'_>, rows: Range<usize>, blocks: Range<usize>) {
     // Safety: the caller's word.
-    unsafe { job.tiles::<_, 2, 2, 3, 6>(Wide(token), rows, blocks) }
+    unsafe { job.tiles::<_, 2, 2, 4, 8>(Wide(token), rows, blocks) }
 }
 
 /// # Safety
 /// As [`Filters::vectors`].
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn depthwise(
-    token: Token,
-    filters: &Filters,
-    rows: &Rows,
-    finished: Finished<'_>,
-    out: To,
-) {
+pub(super) unsafe fn depthwise(token: Token, filters: &Filters, rows: &Rows, target: Target, out: To) {
     // Safety: the caller's word.
     unsafe {
-        filters.vectors(Wide(token), rows, finished, out);
-        filters.vectors(Narrow(token), rows, finished, out);
+        filters.vectors(Wide(token), rows, target, out);
+        filters.vectors(Narrow(token), rows, target, out);
     }
 }
 
@@ -432,13 +456,13 @@ pub(super) unsafe fn depthwise_vnni(
     token: VnniToken,
     filters: &Filters,
     rows: &Rows,
-    finished: Finished<'_>,
+    target: Target,
     out: To,
 ) {
     // Safety: the caller's word.
     unsafe {
-        filters.vectors(Wide(token), rows, finished, out);
-        filters.vectors(Narrow(token), rows, finished, out);
+        filters.vectors(Wide(token), rows, target, out);
+        filters.vectors(Narrow(token), rows, target, out);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    Finished,
+    Target,
     avx2::{Dot, Narrow, Wide},
     bytewise::{self, Quantise, Sum},
     depthwise::{Filters, Rows, To},
@@ -45,13 +45,20 @@ impl Dot for Token {
     }
 }
 
-/// Order of the 32-bit values that [`Simd::compact`] leaves in front.
-const COMPACT: [[i32; 16]; 5] = [
+/// Order of the 32-bit values for [`Simd::gather_rows`].
+const ROWS: [[i32; 16]; 4] = [
     [0; 16],
-    [0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-    [0, 1, 4, 5, 8, 9, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0],
-    [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0],
-    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+    [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15],
+    [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15],
+    [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15],
+];
+
+/// Order of the bytes of a lane for [`Simd::store_narrow`].
+const KEPT: [[i8; 16]; 4] = [
+    [0; 16],
+    [0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1],
+    [0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1],
+    [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1],
 ];
 
 impl Simd for Token {
@@ -161,33 +168,35 @@ impl Simd for Token {
     }
 
     #[inline(always)]
-    fn compact<const V: usize>(self, bytes: __m512i) -> __m512i {
+    fn gather_rows<const V: usize>(self, bytes: __m512i) -> __m512i {
         if V == 4 {
             return bytes;
         }
         // Safety: the token proves the instructions; the order has 16 values.
-        unsafe { _mm512_permutexvar_epi32(_mm512_loadu_si512(COMPACT[V].as_ptr().cast()), bytes) }
+        unsafe { _mm512_permutexvar_epi32(_mm512_loadu_si512(ROWS[V].as_ptr().cast()), bytes) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_narrow(self, to: *mut u8, words: __m512i, kept: usize) {
+        // Safety: the token proves the instructions; each lane's bytes cover what the one before wrote too much.
+        unsafe {
+            let lanes = if kept == 4 {
+                words
+            } else {
+                let order = _mm_loadu_si128(KEPT[kept].as_ptr().cast());
+                _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(order))
+            };
+            _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(lanes));
+            _mm_storeu_si128(to.add(4 * kept).cast(), _mm512_extracti32x4_epi32::<1>(lanes));
+            _mm_storeu_si128(to.add(8 * kept).cast(), _mm512_extracti32x4_epi32::<2>(lanes));
+            _mm_storeu_si128(to.add(12 * kept).cast(), _mm512_extracti32x4_epi32::<3>(lanes));
+        }
     }
 
     #[inline(always)]
     fn max_bytes(self, a: __m512i, b: __m512i) -> __m512i {
         // Safety: the token proves the instruction.
         unsafe { _mm512_max_epu8(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn lookup(self, table: *const u8, bytes: __m512i) -> __m512i {
-        if !self.vbmi {
-            let mut all = [0u8; 64];
-            // Safety: an index is below 256.
-            unsafe {
-                self.store(all.as_mut_ptr(), bytes);
-                all.iter_mut().for_each(|byte| *byte = *table.add(usize::from(*byte)));
-                return self.load(all.as_ptr());
-            }
-        }
-        // Safety: `vbmi` was detected; the table has 256 entries.
-        unsafe { lookup(table, bytes) }
     }
 
     #[inline(always)]
@@ -215,6 +224,18 @@ impl Simd for Token {
     }
 
     #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // Safety: the token proves the instruction.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn any_far(self, values: __m512, least: f32) -> bool {
+        // Safety: the token proves the instructions.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_abs_ps(values), _mm512_set1_ps(least)) != 0 }
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // Safety: the token proves the instruction.
         unsafe { _mm512_fmadd_ps(a, b, c) }
@@ -225,19 +246,6 @@ impl Simd for Token {
         // Safety: the token proves the instruction.
         unsafe { _mm512_min_ps(a, b) }
     }
-}
-
-/// Two permutations of half the table each; a byte's highest bit says which counts.
-///
-/// # Safety
-/// The processor has VBMI; `table` has 256 entries.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-#[inline]
-unsafe fn lookup(table: *const u8, bytes: __m512i) -> __m512i {
-    // Safety: 64 bytes from each quarter of 256.
-    let [a, b, c, d] = [0, 64, 128, 192].map(|at| unsafe { _mm512_loadu_si512(table.add(at).cast()) });
-    let (low, high) = (_mm512_permutex2var_epi8(a, bytes, b), _mm512_permutex2var_epi8(c, bytes, d));
-    _mm512_mask_blend_epi8(_mm512_movepi8_mask(bytes), low, high)
 }
 
 /// # Safety
@@ -251,18 +259,12 @@ pub(super) unsafe fn product(token: Token, job: &Job<'_>, rows: Range<usize>, bl
 /// # Safety
 /// As [`Filters::vectors`].
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) unsafe fn depthwise(
-    token: Token,
-    filters: &Filters,
-    rows: &Rows,
-    finished: Finished<'_>,
-    out: To,
-) {
+pub(super) unsafe fn depthwise(token: Token, filters: &Filters, rows: &Rows, target: Target, out: To) {
     // Safety: the caller's word.
     unsafe {
-        filters.vectors(token, rows, finished, out);
-        filters.vectors(Wide(token), rows, finished, out);
-        filters.vectors(Narrow(token), rows, finished, out);
+        filters.vectors(token, rows, target, out);
+        filters.vectors(Wide(token), rows, target, out);
+        filters.vectors(Narrow(token), rows, target, out);
     }
 }
 
@@ -274,18 +276,35 @@ pub(super) unsafe fn add(token: Token, a: &[u8], b: &[u8], sum: Sum, out: &mut [
     unsafe { bytewise::add_vectors(token, a, b, sum, out) }
 }
 
+/// Looks up whole vectors of bytes, if there is a permutation for it; returns how many bytes are done.
+pub(super) fn lookup(token: Token, table: &[u8; 256], bytes: &mut [u8]) -> usize {
+    if !token.vbmi {
+        return 0;
+    }
+    // Safety: `vbmi` was detected.
+    unsafe { lookup_vectors(table, bytes) }
+}
+
+/// Two permutations of half the table each; a byte's highest bit says which counts.
+///
 /// # Safety
-/// As [`bytewise::lookup_vectors`].
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) unsafe fn table(
-    token: Token,
-    table: &[u8; 256],
-    from: *const u8,
-    out: *mut u8,
-    length: usize,
-) -> usize {
-    // Safety: the caller's word.
-    unsafe { bytewise::lookup_vectors(token, table, from, out, length) }
+/// The processor has VBMI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+unsafe fn lookup_vectors(table: &[u8; 256], bytes: &mut [u8]) -> usize {
+    let load = |from: &[u8]| {
+        // Safety: all callers give 64 bytes.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    };
+    let [a, b, c, d] = [0, 64, 128, 192].map(|at| load(&table[at..at + 64]));
+    let (vectors, _) = bytes.as_chunks_mut::<64>();
+    for bytes in &mut *vectors {
+        let index = load(bytes);
+        let (low, high) = (_mm512_permutex2var_epi8(a, index, b), _mm512_permutex2var_epi8(c, index, d));
+        let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
+        // Safety: 64 bytes.
+        unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), found) };
+    }
+    64 * vectors.len()
 }
 
 /// # Safety

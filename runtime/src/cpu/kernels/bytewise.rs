@@ -32,25 +32,21 @@ pub(crate) fn add(isa: Isa, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) {
             Isa::Avx512Vnni(token) => super::avx512::add(token, a, b, sum, out),
         }
     };
-    for ((out, a), b) in out.iter_mut().zip(a).zip(b).skip(done) {
+    for ((out, a), b) in out[done..].iter_mut().zip(&a[done..]).zip(&b[done..]) {
         let inner = f32::from(*b).mul_add(sum.ratio_b, sum.fixed);
         let value = rint(f32::from(*a).mul_add(sum.ratio_a, inner));
         *out = value.clamp(sum.low.into(), sum.high.into()) as u8;
     }
 }
 
-/// Each byte's entry. Both have one length.
-pub(crate) fn lookup(isa: Isa, table: &[u8; 256], from: &[u8], out: &mut [u8]) {
-    assert!(from.len() == out.len());
+/// Each byte becomes its entry.
+pub(crate) fn lookup(isa: Isa, table: &[u8; 256], bytes: &mut [u8]) {
     let done = match isa {
         #[cfg(target_arch = "x86_64")]
-        // Safety: equal lengths; the token proves the instructions.
-        Isa::Avx512Vnni(token) => unsafe {
-            super::avx512::table(token, table, from.as_ptr(), out.as_mut_ptr(), out.len())
-        },
+        Isa::Avx512Vnni(token) => super::avx512::lookup(token, table, bytes),
         _ => 0,
     };
-    out.iter_mut().zip(from).skip(done).for_each(|(out, q)| *out = table[usize::from(*q)]);
+    bytes[done..].iter_mut().for_each(|q| *q = table[usize::from(*q)]);
 }
 
 /// Planes of f32, one a channel, to bytes of which those of a pixel lie together: `rint(x / scale) + zero`.
@@ -82,8 +78,9 @@ pub(crate) fn quantise(
             }
         };
         for channel in 0..channels {
-            let plane = &planes[channel * pixels + first..][..count];
-            for (out, value) in out[channel..].iter_mut().step_by(channels).zip(plane).skip(done) {
+            let plane = &planes[channel * pixels + first..][done..count];
+            let out = out[done * channels..].iter_mut().skip(channel).step_by(channels);
+            for (out, value) in out.zip(plane) {
                 *out = (rint(value / scale) + i32::from(zero)).clamp(0, 255) as u8;
             }
         }
@@ -114,31 +111,40 @@ pub(super) unsafe fn quantise_vectors<S: Simd>(simd: S, job: Quantise, out: *mut
         return 0;
     }
     let finish = Finish::new(simd, Target { zero: job.zero, low: 0, high: 255 });
-    let scale = simd.splat_real(job.scale);
-    let mut words = [0u32; 64];
+    let (scale, inverse) = (simd.splat_real(job.scale), simd.splat_real(1.0 / job.scale));
+    // Below this a product with the inverse is a quotient but for its last bits: both round alike, far from ties.
+    let exact = (1e-30..1e30).contains(&job.scale);
     let mut pixel = 0;
-    // A pixel is written as 4 bytes, of which the next one's cover what is too much.
-    while pixel + bytes + 4 <= job.count {
+    // What is written too much, the next pixels cover.
+    while pixel + bytes + 16 <= job.count {
         let mut rows = [simd.zero(); 4];
         for channel in 0..job.channels {
             let mut quad = [simd.zero(); 4];
+            // Safety: a vector of values from each quarter of `bytes` pixels on.
+            let real = |q: usize| unsafe {
+                simd.load_real(job.planes.add(channel * job.pixels + pixel + q * bytes / 4))
+            };
+            let mut near = exact;
             for q in 0..4 {
-                // Safety: values from `pixel` of the plane.
-                let real =
-                    unsafe { simd.load_real(job.planes.add(channel * job.pixels + pixel + q * bytes / 4)) };
-                quad[q] = finish.round_real(simd, simd.div(real, scale));
+                let product = simd.mul(real(q), inverse);
+                let rounded = simd.round(simd.min(simd.splat_real(512.0), product));
+                near &= !simd.any_far(simd.sub(product, simd.to_real(rounded)), 0.499);
+                quad[q] = finish.round_real(simd, product);
+            }
+            if !near {
+                for q in 0..4 {
+                    quad[q] = finish.round_real(simd, simd.div(real(q), scale));
+                }
             }
             rows[channel] = finish.bytes(simd, quad);
         }
         // Interleaving undoes the order that packing made.
         let quad = simd.interleave(rows);
         for q in 0..4 {
-            // Safety: a quarter of at most 64 words.
-            unsafe { simd.store(words.as_mut_ptr().add(q * bytes / 4).cast(), quad[q]) };
-        }
-        for (i, word) in words[..bytes].iter().enumerate() {
-            // Safety: four pixels follow at least.
-            unsafe { out.add((pixel + i) * job.channels).cast::<u32>().write_unaligned(word.to_le()) };
+            // Safety: 16 pixels follow at least.
+            unsafe {
+                simd.store_narrow(out.add((pixel + q * bytes / 4) * job.channels), quad[q], job.channels)
+            };
         }
         pixel += bytes;
     }
@@ -169,32 +175,6 @@ pub(super) unsafe fn add_vectors<S: Simd>(simd: S, a: &[u8], b: &[u8], sum: Sum,
         }
         // Safety: as above.
         unsafe { simd.store(out.as_mut_ptr().add(at), finish.bytes(simd, quad)) };
-        at += bytes;
-    }
-    whole
-}
-
-/// Whole vectors; returns how many bytes are done.
-///
-/// # Safety
-/// `from` is as long as `out`.
-#[inline(always)]
-pub(super) unsafe fn lookup_vectors<S: Simd>(
-    simd: S,
-    table: &[u8; 256],
-    from: *const u8,
-    out: *mut u8,
-    length: usize,
-) -> usize {
-    let bytes = 16 * S::LANES;
-    let whole = length / bytes * bytes;
-    let mut at = 0;
-    while at < whole {
-        // Safety: a vector from `at` in both.
-        unsafe {
-            let result = simd.lookup(table.as_ptr(), simd.load(from.add(at)));
-            simd.store(out.add(at), result);
-        }
         at += bytes;
     }
     whole

@@ -9,9 +9,9 @@
 use std::mem::MaybeUninit;
 
 use super::{
-    Finished, Isa, Team,
+    Finished, Isa, Target, Team,
     aligned::Bytes,
-    requantise,
+    lookup, requantise,
     simd::{Finish, Simd},
 };
 
@@ -36,6 +36,8 @@ pub(super) struct To {
 
 /// Bytes of interleaved columns: most of a first-level cache.
 const SCRATCH: usize = 32 << 10;
+/// Terms of a filter that the vector kernels take.
+const TERMS_MAX: usize = 64;
 /// Pixels computed at one time.
 const PIXELS: usize = 4;
 
@@ -170,6 +172,7 @@ impl Filters {
         };
         let span = (PIXELS - 1) * strides[1] + (kw - 1) * dilations[1] + 1;
         let fits = span * filters.groups.len() * 64 * 4 <= SCRATCH && kh <= ROWS_MAX && channels >= 16;
+        let fits = fits && filters.terms.len() <= TERMS_MAX;
         if !fits || isa.widths().is_empty() {
             let weights = (0..channels)
                 .flat_map(|c| (0..kh * kw).map(move |t| (c, t)))
@@ -227,24 +230,23 @@ pub(crate) fn depthwise(
     let size = team.piece(out.len(), line, (1 << 20) / (4 * filters.terms.len().max(1)));
     team.pieces(out, size, |part, out| {
         for (i, out) in out.chunks_mut(line).enumerate() {
-            filters.row(input, stride, part * (size / line) + i, finished, out, out_stride);
+            filters.row(input, stride, part * (size / line) + i, finished.target, out, out_stride);
+            match finished.table {
+                Some(table) if out_stride == channels => lookup(filters.isa, table, out),
+                Some(table) => out
+                    .chunks_mut(out_stride)
+                    .for_each(|out| lookup(filters.isa, table, &mut out[..channels])),
+                None => {}
+            }
         }
     });
 }
 
 impl Filters {
     /// Row `y` of the output. `input` has all its rows, `out` the row.
-    fn row(
-        &self,
-        input: &[u8],
-        stride: usize,
-        y: usize,
-        finished: Finished<'_>,
-        out: &mut [u8],
-        out_stride: usize,
-    ) {
+    fn row(&self, input: &[u8], stride: usize, y: usize, target: Target, out: &mut [u8], out_stride: usize) {
         if let Some(plain) = &self.plain {
-            return self.plain_row(plain, input, stride, y, finished, out, out_stride);
+            return self.plain_row(plain, input, stride, y, target, out, out_stride);
         }
         let Planes { input: [h, w], channels, kernel, strides, dilations, before, .. } = self.planes;
         let blank = Line { start: self.blank.as_ptr(), stride: 0 };
@@ -262,11 +264,11 @@ impl Filters {
             match self.isa {
                 Isa::Scalar => {}
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vnni(token) => super::avx512::depthwise(token, self, &rows, finished, out),
+                Isa::Avx512Vnni(token) => super::avx512::depthwise(token, self, &rows, target, out),
                 #[cfg(target_arch = "x86_64")]
-                Isa::AvxVnni(token) => super::avx2::depthwise_vnni(token, self, &rows, finished, out),
+                Isa::AvxVnni(token) => super::avx2::depthwise_vnni(token, self, &rows, target, out),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2(token) => super::avx2::depthwise(token, self, &rows, finished, out),
+                Isa::Avx2(token) => super::avx2::depthwise(token, self, &rows, target, out),
             }
         }
     }
@@ -279,7 +281,7 @@ impl Filters {
         input: &[u8],
         stride: usize,
         y: usize,
-        finished: Finished<'_>,
+        target: Target,
         out: &mut [u8],
         out_stride: usize,
     ) {
@@ -296,10 +298,7 @@ impl Filters {
                     let byte = pixel.map_or(zero, |(y, x)| input[(y * w + x) * stride + c]);
                     sum += i32::from(byte) * i32::from(plain.weights[c * kh * kw + t]);
                 }
-                *out = {
-                    let byte = requantise(sum, plain.multiplier[c], finished.target);
-                    finished.table.map_or(byte, |table| table[usize::from(byte)])
-                };
+                *out = requantise(sum, plain.multiplier[c], target);
             }
         }
     }
@@ -310,33 +309,36 @@ impl Filters {
     /// Each of the kernel's `rows` has the input's pixels, `out` the output's; the filters are packed for `simd`'s
     /// instruction set.
     #[inline(always)]
-    pub(super) unsafe fn vectors<S: Simd>(&self, simd: S, rows: &Rows, finished: Finished<'_>, out: To) {
+    pub(super) unsafe fn vectors<S: Simd>(&self, simd: S, rows: &Rows, target: Target, out: To) {
         for chunk in &self.chunks {
             if chunk.lanes != S::LANES {
                 continue;
             }
+            let near = self.planes.dilations[1] == 1;
             // Safety: the caller's word, and `pack` laid out the chunk.
             unsafe {
-                match self.terms.len() {
-                    3 => self.chunk::<S, 3>(simd, chunk, rows, finished, out),
-                    7 => self.chunk::<S, 7>(simd, chunk, rows, finished, out),
-                    _ => self.chunk::<S, 0>(simd, chunk, rows, finished, out),
+                match (self.planes.kernel, self.planes.strides[1]) {
+                    ([3, 3], 1) if near => self.chunk::<S, Three, 1>(simd, chunk, rows, target, out),
+                    ([3, 3], 2) if near => self.chunk::<S, Three, 2>(simd, chunk, rows, target, out),
+                    ([5, 5], 1) if near => self.chunk::<S, Five, 1>(simd, chunk, rows, target, out),
+                    ([5, 5], 2) if near => self.chunk::<S, Five, 2>(simd, chunk, rows, target, out),
+                    _ => self.chunk::<S, Any, 0>(simd, chunk, rows, target, out),
                 }
             }
         }
     }
 
-    /// `T` terms, or as many as there are if that is 0.
+    /// `STRIDE` is 0 where it is not known.
     ///
     /// # Safety
-    /// As [`Self::vectors`].
+    /// As [`Self::vectors`]; `F` is what the filters are.
     #[inline(always)]
-    unsafe fn chunk<S: Simd, const T: usize>(
+    unsafe fn chunk<S: Simd, F: Form, const STRIDE: usize>(
         &self,
         simd: S,
         chunk: &Chunk,
         rows: &Rows,
-        finished: Finished<'_>,
+        target: Target,
         out: To,
     ) {
         /// A cache line.
@@ -344,114 +346,200 @@ impl Filters {
         struct Columns([MaybeUninit<u8>; SCRATCH]);
         let mut columns = Columns([const { MaybeUninit::uninit() }; SCRATCH]);
         let columns = columns.0.as_mut_ptr().cast::<u8>();
-        let Planes { output: [_, width], kernel, strides, dilations, .. } = self.planes;
+        let Planes { output: [_, width], kernel, dilations, .. } = self.planes;
+        let stride = if STRIDE == 0 { self.planes.strides[1] } else { STRIDE };
         let bytes = 16 * S::LANES;
         let column = self.groups.len() * 4 * bytes;
         let reach = (kernel[1] - 1) * dilations[1] + 1;
         // How many windows' columns fit; `pack` saw to it that they are `PIXELS` at least.
-        let many = ((SCRATCH / column - reach) / strides[1] + 1) / PIXELS * PIXELS;
-        let terms = if T == 0 { self.terms.len() } else { T };
-        let finish = Finish::new(simd, finished.target);
+        let many = ((SCRATCH / column - reach) / stride + 1) / PIXELS * PIXELS;
+        let mut offsets = [0; TERMS_MAX];
+        for (offset, term) in offsets.iter_mut().zip(&self.terms) {
+            *offset = term.column * column + term.group * 4 * bytes;
+        }
+        let tile = Tile {
+            simd,
+            offsets: &offsets[..self.terms.len()],
+            pixel: stride * column,
+            // `pack` laid them out for each chunk.
+            weights: self.weights[chunk.weights..].as_ptr(),
+            bias: self.bias[chunk.sums..].as_ptr().cast(),
+            multiplier: self.multiplier[chunk.sums..].as_ptr(),
+            finish: Finish::new(simd, target),
+        };
         let mut first = 0;
         while first < width {
             let count = many.min(width - first);
-            let span = (count - 1) * strides[1] + reach;
-            for i in 0..span {
-                // Safety: `span` columns fit; the caller's word.
-                unsafe { self.column(simd, chunk, rows, first * strides[1] + i, columns.add(i * column)) };
+            // Pixels beyond the last are computed too, but not written.
+            let span = (count.next_multiple_of(PIXELS) - 1) * stride + reach;
+            for (g, group) in self.groups.iter().enumerate() {
+                // Safety: the columns fit; the caller's word.
+                unsafe {
+                    let to = columns.add(g * 4 * bytes);
+                    self.columns(simd, chunk, rows, *group, first * stride, span, to, column);
+                }
             }
-            let mut pixel = 0;
-            while pixel < count {
-                let mut from = [columns.cast_const(); PIXELS];
-                let mut to = [out.start; PIXELS];
-                for p in 0..PIXELS {
-                    // Where pixels are fewer, the last comes again.
-                    let pixel = (pixel + p).min(count - 1);
-                    // Safety: a pixel of the columns, and of the output's row.
-                    unsafe {
-                        from[p] = columns.add(pixel * strides[1] * column);
-                        to[p] = out.start.add((first + pixel) * out.stride + chunk.first);
-                    }
+            for pixel in (0..count).step_by(PIXELS) {
+                // Safety: as many columns as the terms reach, and the chunk's channels of each pixel.
+                unsafe {
+                    let to = out.start.add((first + pixel) * out.stride + chunk.first);
+                    let from = columns.add(pixel * stride * column);
+                    tile.run::<F, STRIDE>(from, to, out.stride, count - pixel);
                 }
-                let mut quad = [simd.zero(); 4];
-                for q in 0..4 {
-                    let at = q * bytes;
-                    // Safety: a chunk has four vectors of biases, multipliers and, for each term, weights; the terms'
-                    // columns and groups lie in what was interleaved.
-                    unsafe {
-                        let bias = simd.load(self.bias.as_ptr().add(chunk.sums).cast::<u8>().add(at));
-                        let mut sums = [bias; PIXELS];
-                        for t in 0..terms {
-                            let term = self.terms.get_unchecked(t);
-                            let offset = term.column * column + term.group * 4 * bytes + at;
-                            let weights =
-                                simd.load(self.weights.as_ptr().add(chunk.weights + t * 4 * bytes + at));
-                            for p in 0..PIXELS {
-                                sums[p] = simd.dot(sums[p], simd.load(from[p].add(offset)), weights);
-                            }
-                        }
-                        let multiplier = simd.load_real(self.multiplier.as_ptr().add(chunk.sums + at / 4));
-                        for p in 0..PIXELS {
-                            sums[p] = finish.round(simd, sums[p], multiplier);
-                        }
-                        quad[q] = finish.bytes(simd, sums);
-                    }
-                }
-                let pixels = simd.transpose(quad);
-                for p in 0..PIXELS {
-                    // Safety: the pixel has the chunk's channels; a table has 256 entries.
-                    unsafe {
-                        let bytes = match finished.table {
-                            Some(table) => simd.lookup(table.as_ptr(), pixels[p]),
-                            None => pixels[p],
-                        };
-                        simd.store(to[p], bytes);
-                    }
-                }
-                pixel += PIXELS;
             }
             first += count;
         }
     }
 
-    /// The groups of a column, counted from the left edge of the padding, into `to`.
+    /// One group of `count` columns from `first` on, counted from the left edge of the padding, into `to` and every
+    /// `apart` bytes.
     ///
     /// # Safety
-    /// As [`Self::vectors`]; `to` has four vectors a group.
+    /// As [`Self::vectors`]; there are four vectors at each place of `to`.
     #[inline(always)]
-    unsafe fn column<S: Simd>(&self, simd: S, chunk: &Chunk, rows: &Rows, column: usize, to: *mut u8) {
+    #[expect(clippy::too_many_arguments, reason = "what a column is")]
+    unsafe fn columns<S: Simd>(
+        &self,
+        simd: S,
+        chunk: &Chunk,
+        rows: &Rows,
+        group: Group,
+        first: usize,
+        count: usize,
+        mut to: *mut u8,
+        apart: usize,
+    ) {
         let Planes { input: [_, w], before, zero, .. } = self.planes;
         let blank = simd.splat_byte(zero);
-        for (g, group) in self.groups.iter().enumerate() {
-            let x = column.wrapping_sub(before[1]);
+        // A tap that there is not has weight 0.
+        let (lines, right) = match group {
+            Group::Below(y, count) => ([0, 1, 2, 3].map(|i| rows[y + i.min(count - 1)]), [0; 4]),
+            Group::Beside(y) => ([rows[y]; 4], [0, 1, 2, 3]),
+        };
+        let start = lines.map(|line| line.start.wrapping_add(chunk.first));
+        for column in first..first + count {
             let mut parts = [blank; 4];
-            match *group {
-                Group::Below(y, count) => {
-                    if x < w {
-                        for i in 0..4 {
-                            // A tap that there is not has weight 0.
-                            let Line { start, stride } = rows[y + i.min(count - 1)];
-                            // Safety: pixel `x` of a row, at a chunk of its channels.
-                            parts[i] = unsafe { simd.load(start.add(x * stride + chunk.first)) };
-                        }
-                    }
-                }
-                Group::Beside(y) => {
-                    let Line { start, stride } = rows[y];
-                    for i in 0..4 {
-                        let x = (column + i).wrapping_sub(before[1]);
-                        if x < w {
-                            // Safety: as above.
-                            parts[i] = unsafe { simd.load(start.add(x * stride + chunk.first)) };
-                        }
-                    }
+            for i in 0..4 {
+                let x = (column + right[i]).wrapping_sub(before[1]);
+                if x < w {
+                    // Safety: pixel `x` of a row, at a chunk of its channels.
+                    parts[i] = unsafe { simd.load(start[i].add(x * lines[i].stride)) };
                 }
             }
             let quad = simd.interleave(parts);
             for q in 0..4 {
                 // Safety: the caller's word.
-                unsafe { simd.store(to.add((4 * g + q) * 16 * S::LANES), quad[q]) };
+                unsafe { simd.store(to.add(q * 16 * S::LANES), quad[q]) };
             }
+            to = to.wrapping_add(apart);
+        }
+    }
+}
+
+/// The terms of a filter, where they are known.
+trait Form {
+    /// Column and group of each term, and groups of a column.
+    const TERMS: Option<(&'static [[usize; 2]], usize)>;
+}
+
+struct Three;
+struct Five;
+struct Any;
+
+impl Form for Three {
+    const TERMS: Option<(&'static [[usize; 2]], usize)> = Some((&[[0, 0], [1, 0], [2, 0]], 1));
+}
+
+impl Form for Five {
+    const TERMS: Option<(&'static [[usize; 2]], usize)> =
+        Some((&[[0, 0], [1, 0], [2, 0], [3, 0], [4, 0], [0, 1], [4, 1]], 2));
+}
+
+impl Form for Any {
+    const TERMS: Option<(&'static [[usize; 2]], usize)> = None;
+}
+
+/// What the pixels of a chunk have in common.
+struct Tile<'a, S: Simd> {
+    simd: S,
+    /// Of each term, from a window's first column.
+    offsets: &'a [usize],
+    /// From a window's first column to the next one's.
+    pixel: usize,
+    weights: *const u8,
+    bias: *const u8,
+    multiplier: *const f32,
+    finish: Finish<S>,
+}
+
+impl<S: Simd> Tile<'_, S> {
+    /// Writes `count` pixels, at most [`PIXELS`].
+    ///
+    /// # Safety
+    /// `from` has the terms' columns for [`PIXELS`], `to` and every `apart` bytes the chunk's channels; there are four
+    /// vectors of biases, multipliers and, for each term, weights. `F` and `STRIDE` are what the filters are.
+    #[inline(always)]
+    unsafe fn run<F: Form, const STRIDE: usize>(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        apart: usize,
+        count: usize,
+    ) {
+        let (simd, bytes) = (self.simd, 16 * S::LANES);
+        let mut quad = [simd.zero(); 4];
+        macro_rules! quarters {
+            ($($q:literal)*) => {$(
+                // Safety: the caller's word.
+                quad[$q] = unsafe { self.quarter::<F, STRIDE>(from, $q * bytes) };
+            )*};
+        }
+        quarters!(0 1 2 3);
+        let pixels = simd.transpose(quad);
+        for p in 0..PIXELS {
+            if p < count {
+                // Safety: the caller's word.
+                unsafe { simd.store(to.add(p * apart), pixels[p]) };
+            }
+        }
+    }
+
+    /// One vector of a quad, for all pixels.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; `at` is where the vector is in a quad.
+    #[inline(always)]
+    unsafe fn quarter<F: Form, const STRIDE: usize>(&self, from: *const u8, at: usize) -> S::Int {
+        let (simd, bytes) = (self.simd, 16 * S::LANES);
+        // Safety: the caller's word.
+        unsafe {
+            let mut sums = [simd.load(self.bias.add(at)); PIXELS];
+            match F::TERMS {
+                Some((terms, groups)) => {
+                    for t in 0..terms.len() {
+                        let weights = simd.load(self.weights.add(t * 4 * bytes + at));
+                        let [column, group] = terms[t];
+                        for p in 0..PIXELS {
+                            let place = ((column + p * STRIDE) * groups + group) * 4 * bytes + at;
+                            sums[p] = simd.dot(sums[p], simd.load(from.add(place)), weights);
+                        }
+                    }
+                }
+                None => {
+                    for (t, offset) in self.offsets.iter().enumerate() {
+                        let weights = simd.load(self.weights.add(t * 4 * bytes + at));
+                        for p in 0..PIXELS {
+                            let from = simd.load(from.add(p * self.pixel + offset + at));
+                            sums[p] = simd.dot(sums[p], from, weights);
+                        }
+                    }
+                }
+            }
+            let multiplier = simd.load_real(self.multiplier.add(at / 4));
+            for p in 0..PIXELS {
+                sums[p] = self.finish.round(simd, sums[p], multiplier);
+            }
+            self.finish.bytes(simd, sums)
         }
     }
 }

@@ -232,8 +232,11 @@ impl Job<'_> {
     unsafe fn run(&self, rows: Range<usize>, blocks: Range<usize>) {
         /// As much of the left side as stays in the second-level cache while all blocks read it.
         const BYTES: usize = 256 << 10;
+        /// Weights that stay in the first-level cache.
+        const WEIGHTS: usize = 32 << 10;
         let row = (self.matrix.runs * self.matrix.run).max(1);
-        let many = (BYTES / row).max(64).next_multiple_of(24);
+        let many = if self.matrix.weights.len() <= WEIGHTS { 48 } else { (BYTES / row).max(48) };
+        let many = many.next_multiple_of(24);
         let mut first = rows.start;
         while first < rows.end {
             let end = (first + many).min(rows.end);
@@ -249,7 +252,33 @@ impl Job<'_> {
                     Isa::Avx2(token) => super::avx2::product(token, self, first..end, blocks.clone()),
                 }
             }
+            if let Some(table) = self.result.table {
+                // Safety: the caller's word.
+                unsafe { self.look_up(table, first..end, blocks.clone()) };
+            }
             first = end;
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`].
+    unsafe fn look_up(&self, table: &[u8; 256], rows: Range<usize>, blocks: Range<usize>) {
+        let all = &self.matrix.blocks;
+        let (Some(block), end) = (all.get(blocks.start), all.get(blocks.end)) else { return };
+        let columns = end.map_or(self.matrix.columns, |end| end.column) - block.column;
+        let Place { offset, stride } = self.place;
+        // Rows without gaps are as one.
+        let (rows, columns, stride) = if columns == stride {
+            (rows.start..rows.start + 1, columns * rows.len(), stride)
+        } else {
+            (rows, columns, stride)
+        };
+        for row in rows {
+            // Safety: `product` has checked the last row's last column.
+            let bytes = unsafe {
+                std::slice::from_raw_parts_mut(self.out.0.add(offset + row * stride + block.column), columns)
+            };
+            super::lookup(self.matrix.isa, table, bytes);
         }
     }
 
@@ -276,7 +305,6 @@ impl Job<'_> {
                         }
                     }
                     let byte = requantise(sum, matrix.multiplier[block.sums + at], self.result.target);
-                    let byte = self.result.table.map_or(byte, |table| table[usize::from(byte)]);
                     let to = self.place.offset + row * self.place.stride + block.column + c;
                     // Safety: `product` checked the last row's last column.
                     unsafe { *self.out.0.add(to) = byte };
@@ -336,7 +364,6 @@ impl Job<'_> {
             bias: matrix.bias[block.sums..].as_ptr(),
             multiplier: matrix.multiplier[block.sums..].as_ptr(),
             finish: Finish::new(simd, self.result.target),
-            table: self.result.table.map_or(std::ptr::null(), |table| table.as_ptr()),
             columns: matrix.columns - block.column,
         };
         let Windows { width, right, down, .. } = self.windows;
@@ -378,8 +405,6 @@ struct Tile<'a, S: Simd> {
     bias: *const i32,
     multiplier: *const f32,
     finish: Finish<S>,
-    /// Null if there is none.
-    table: *const u8,
     /// Columns to write, if there are so many in the block.
     columns: usize,
 }
@@ -421,39 +446,84 @@ impl<S: Simd> Tile<'_, S> {
         // Rows by constants: an index that varies would keep all sums in memory, in the loop above too.
         macro_rules! rows {
             ($($r:literal)*) => {$(
-                if $r < R {
-                    // Safety: row `r` has the block's columns.
-                    unsafe { self.finish::<V>(&sums[$r.min(R - 1)], to[$r.min(R - 1)]) }
+                if $r < R && $r % const { rows_a_vector(V) } == 0 {
+                    // Safety: each row has the block's columns.
+                    unsafe { self.finish::<R, V, $r>(&sums, &to) }
                 }
             )*};
         }
         rows!(0 1 2 3 4 5 6 7 8 9 10 11);
     }
 
-    /// Sums of one row to bytes.
+    /// Sums of the rows of one vector, from `FIRST` on, to bytes.
     ///
     /// # Safety
-    /// `to` has the block's columns; the block has `V` vectors.
+    /// Each row of `to` has the block's columns; the block has `V` vectors.
     #[inline(always)]
-    unsafe fn finish<const V: usize>(&self, sums: &[S::Int; V], to: *mut u8) {
+    unsafe fn finish<const R: usize, const V: usize, const FIRST: usize>(
+        &self,
+        sums: &[[S::Int; V]; R],
+        to: &[*mut u8; R],
+    ) {
         let (simd, bytes) = (self.simd, 16 * S::LANES);
+        let rows = const { rows_a_vector(V) };
         let mut quad = [simd.zero(); 4];
         for v in 0..V {
             // Safety: the block has a multiplier for each value.
             let multiplier = unsafe { simd.load_real(self.multiplier.add(v * bytes / 4)) };
-            quad[v] = self.finish.round(simd, sums[v], multiplier);
+            for r in 0..rows {
+                if FIRST + r < R {
+                    quad[r * V + v] = self.finish.round(simd, sums[FIRST + r][v], multiplier);
+                }
+            }
         }
-        let mut result = simd.compact::<V>(self.finish.bytes(simd, quad));
-        if !self.table.is_null() {
-            // Safety: a table has 256 entries.
-            result = unsafe { simd.lookup(self.table, result) };
-        }
+        let result = simd.gather_rows::<V>(self.finish.bytes(simd, quad));
         // Safety: the caller's word.
         unsafe {
             if V == 4 && self.columns >= bytes {
-                simd.store(to, result);
+                simd.store(to[FIRST], result);
+            } else if rows == 1 {
+                simd.store_first(to[FIRST], result, self.columns.min(4 * V * S::LANES));
             } else {
-                simd.store_first(to, result, self.columns.min(4 * V * S::LANES));
+                let mut all = [0u8; 64];
+                simd.store(all.as_mut_ptr(), result);
+                for r in 0..rows {
+                    if FIRST + r < R {
+                        let from = all.as_ptr().add(r * bytes / rows);
+                        copy(from, to[FIRST + r], self.columns.min(bytes / rows));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows of `vectors` each that one vector of bytes holds.
+const fn rows_a_vector(vectors: usize) -> usize {
+    if vectors == 1 { 4 } else { 1 }
+}
+
+/// Few bytes.
+///
+/// # Safety
+/// Both have `count` bytes, at most 32.
+#[inline(always)]
+unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
+    // Safety: from the start and up to the end, of at least 16 or 8 bytes.
+    unsafe {
+        if count >= 16 {
+            to.cast::<[u8; 16]>().write_unaligned(from.cast::<[u8; 16]>().read_unaligned());
+            let last = count - 16;
+            to.add(last)
+                .cast::<[u8; 16]>()
+                .write_unaligned(from.add(last).cast::<[u8; 16]>().read_unaligned());
+        } else if count >= 8 {
+            to.cast::<[u8; 8]>().write_unaligned(from.cast::<[u8; 8]>().read_unaligned());
+            let last = count - 8;
+            to.add(last).cast::<[u8; 8]>().write_unaligned(from.add(last).cast::<[u8; 8]>().read_unaligned());
+        } else {
+            for i in 0..count {
+                *to.add(i) = *from.add(i);
             }
         }
     }

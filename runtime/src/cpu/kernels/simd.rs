@@ -45,6 +45,22 @@ pub(super) trait Simd: Copy {
         }
     }
 
+    /// The first `kept` bytes of each 32-bit value, together. Up to 16 bytes beyond them may change.
+    ///
+    /// # Safety
+    /// `to` has these bytes and 16 more; `kept` is 1 to 4.
+    #[inline(always)]
+    unsafe fn store_narrow(self, to: *mut u8, words: Self::Int, kept: usize) {
+        let mut all = [0u32; 16];
+        // Safety: a vector has at most 16 values; each is written as four bytes, of which the next ones cover some.
+        unsafe {
+            self.store(all.as_mut_ptr().cast(), words);
+            for (i, word) in all[..4 * Self::LANES].iter().enumerate() {
+                to.add(i * kept).cast::<u32>().write_unaligned(word.to_le());
+            }
+        }
+    }
+
     /// Adds to each 32-bit sum the products of its four unsigned bytes, less [`super::Isa::shift`], with its four weights.
     fn dot(self, sums: Self::Int, bytes: Self::Int, weights: Self::Int) -> Self::Int;
 
@@ -60,32 +76,18 @@ pub(super) trait Simd: Copy {
     fn pack(self, quad: [Self::Int; 4], zero: Self::Int) -> Self::Int;
     /// In each lane, 32-bit value `i` of vector `j` becomes value `j` of vector `i`.
     fn transpose(self, rows: [Self::Int; 4]) -> [Self::Int; 4];
-    /// The first `V` 32-bit values of each lane, all together at the start.
-    fn compact<const V: usize>(self, bytes: Self::Int) -> Self::Int;
+    /// Where each lane has `4 / V` rows of `V` 32-bit values, brings the rows together. Of 3 values there is one row.
+    fn gather_rows<const V: usize>(self, bytes: Self::Int) -> Self::Int;
     /// The larger unsigned bytes.
     fn max_bytes(self, a: Self::Int, b: Self::Int) -> Self::Int;
-    /// Each byte's entry.
-    ///
-    /// # Safety
-    /// `table` has 256 entries.
-    #[inline(always)]
-    unsafe fn lookup(self, table: *const u8, bytes: Self::Int) -> Self::Int {
-        let mut all = [0u8; 64];
-        // Safety: a vector has at most 64 bytes; an index is below 256.
-        unsafe {
-            self.store(all.as_mut_ptr(), bytes);
-            for byte in &mut all[..16 * Self::LANES] {
-                *byte = *table.add(usize::from(*byte));
-            }
-            self.load(all.as_ptr())
-        }
-    }
-
     fn to_real(self, values: Self::Int) -> Self::Real;
     /// To the nearest integer, ties to even. What is below all of i32, and NaN, becomes its least value.
     fn round(self, values: Self::Real) -> Self::Int;
     fn mul(self, a: Self::Real, b: Self::Real) -> Self::Real;
     fn div(self, a: Self::Real, b: Self::Real) -> Self::Real;
+    fn sub(self, a: Self::Real, b: Self::Real) -> Self::Real;
+    /// Whether the magnitude of any is `least` or more, or NaN.
+    fn any_far(self, values: Self::Real, least: f32) -> bool;
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::Real, b: Self::Real, c: Self::Real) -> Self::Real;
     /// The lesser; `b` where it is NaN.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::{
     super::{
-        kernels::{Isa, Sum, Target, add, rint},
+        kernels::{Isa, Sum, Target, add, lookup, rint},
         lower::{Activation, Curve, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Quantity, Shape, View, ViewMut},
     },
@@ -224,7 +224,7 @@ impl Binary {
             }
         }
         if let Some(table) = &self.table {
-            output.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
+            lookup(isa, table, output);
         }
     }
 }

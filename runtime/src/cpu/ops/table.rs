@@ -29,11 +29,13 @@ impl Operation for Table {
         if [input.stride, output.stride] == [self.channels; 2] {
             let size = context.team.piece(output.bytes.len(), 64, 64 << 10);
             return context.team.pieces(output.bytes, size, |i, output| {
-                lookup(isa, &self.bytes, &input.bytes[i * size..][..output.len()], output);
+                output.copy_from_slice(&input.bytes[i * size..][..output.len()]);
+                lookup(isa, &self.bytes, output);
             });
         }
         for (output, input) in output.pixels(self.channels).zip(input.pixels(self.channels)) {
-            lookup(isa, &self.bytes, input, output);
+            output.copy_from_slice(input);
+            lookup(isa, &self.bytes, output);
         }
     }
 
