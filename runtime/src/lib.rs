@@ -31,3 +31,10 @@ pub use onnx::Limits;
 pub use preprocess::{PreprocessError, preprocess};
 pub use session::{EngineChoice, Outputs, RunError, Session, SessionOptions};
 pub use tensor::{Data, ShapeError, Tensor};
+
+/// Does so many rounds of nothing but 8-bit multiply-accumulates, on one thread and the instruction set that networks run
+/// on, and returns how many those were: who has a clock learns the most that this machine can do. `None` if the
+/// environment asks for an instruction set that there is not.
+pub fn multiply_accumulate(rounds: u32) -> Option<u64> {
+    Some(cpu::multiply_accumulate(cpu::Isa::chosen().ok()?, rounds))
+}

@@ -181,6 +181,16 @@ impl Session {
 
     /// Computes all outputs and the embedding.
     pub fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Outputs, RunError> {
+        self.run_watched(inputs, &mut |_| ())
+    }
+
+    /// As [`Session::run`]; `after` is told the number of each step once it has run, as [`crate::Explanation::steps`]
+    /// numbers them: who has a clock learns what each costs. Engines without steps tell nothing.
+    pub fn run_watched(
+        &mut self,
+        inputs: &[(&str, Tensor)],
+        after: &mut dyn FnMut(usize),
+    ) -> Result<Outputs, RunError> {
         let model = || self.model.clone();
         if let Some((unknown, _)) =
             inputs.iter().find(|(name, _)| !self.inputs.iter().any(|i| i.name == *name))
@@ -204,7 +214,7 @@ impl Session {
             ordered.push(tensor);
         }
         let engine = self.engine.name();
-        let tensors = self.engine.run(&ordered).map_err(|reason| RunError::Engine {
+        let tensors = self.engine.run_watched(&ordered, after).map_err(|reason| RunError::Engine {
             model: model(),
             engine,
             reason,

@@ -1,6 +1,7 @@
 //! `andon-agent bench`: how long one run of a network takes here. One JSON line, for people and for scripts that
-//! compare runtimes: `{"median_ms":…,"min_ms":…,"p99_ms":…,"load_ms":…,"arena_bytes":…,"peak_resident_bytes":…,"engine":…}`.
-//! Loading is from the file's bytes to a session that can run; the peak is the process's, as the kernel counts it.
+//! compare runtimes: `{"median_ms":…,"min_ms":…,"p99_ms":…,"load_ms":…,"arena_bytes":…,"peak_resident_bytes":…,
+//! "resident_before_bytes":…,"engine":…}`. Loading is from the file to a session that can run; memory is the process's, as
+//! the kernel counts it, at its peak and before loading. `--per-step` shows before that line what each step takes.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,7 +9,7 @@ use andon_agent::clock::{Clock, SystemClock};
 use andon_runtime::{Data, Session, SessionOptions, Tensor, onnx::DataType};
 use anyhow::bail;
 
-use super::{EngineArgs, load_model, say};
+use super::{EngineArgs, bench_steps, load_model, say};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
@@ -23,9 +24,13 @@ pub(crate) struct BenchArgs {
     /// Runs before the first timed one
     #[arg(long, default_value_t = 10)]
     warmup: u32,
+    /// Show first what each step takes, and its share of what this machine can do
+    #[arg(long)]
+    per_step: bool,
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let before = resident_bytes("VmRSS:");
     let clock = SystemClock::new();
     let start = clock.elapsed();
     let model = load_model(&args.model)?;
@@ -41,6 +46,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     for _ in 0..args.warmup {
         session.run(&inputs)?;
     }
+    if args.per_step {
+        bench_steps::show(&model, &mut session, &inputs, args.runs, threads)?;
+    }
     let mut times = Vec::with_capacity(args.runs as usize);
     for _ in 0..args.runs {
         let start = clock.elapsed();
@@ -53,7 +61,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "min_ms": ms(quantile(&times, 0)),
         "p99_ms": ms(quantile(&times, 99)),
         "load_ms": ms(load),
-        "peak_resident_bytes": peak_resident_bytes(),
+        "peak_resident_bytes": resident_bytes("VmHWM:"),
+        "resident_before_bytes": before,
         "arena_bytes": session.arena_bytes(),
         "engine": session.engine(),
     });
@@ -61,7 +70,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 /// Nearest rank, of sorted times; `times` is not empty.
-fn quantile(times: &[Duration], percent: usize) -> Duration {
+pub(super) fn quantile(times: &[Duration], percent: usize) -> Duration {
     times[(times.len() * percent).div_ceil(100).clamp(1, times.len()) - 1]
 }
 
@@ -69,12 +78,12 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// The most memory that this process has had, where the system tells.
-fn peak_resident_bytes() -> Option<u64> {
+/// A field of what the kernel says about this process, where it does: `VmRSS:`, the memory it has now, or `VmHWM:`, the most
+/// that it has had.
+fn resident_bytes(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kib: u64 =
-        status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
+    let kib = status.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?;
+    Some(kib.parse::<u64>().ok()? * 1024)
 }
 
 /// The same values each time, floats between -2 and 2, in no regular pattern: the time of a network must not depend on

@@ -1,6 +1,7 @@
 //! What a person types at a device beside `run`: one module a subcommand, each an `Args` struct and a `run` function.
 
 pub(crate) mod bench;
+mod bench_steps;
 pub(crate) mod enrol;
 pub(crate) mod explain;
 pub(crate) mod infer;

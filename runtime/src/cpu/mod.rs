@@ -20,7 +20,7 @@ use kernels::{Bytes, Team};
 use plan::{Place, Plan, Scratch, Work};
 use schedule::Schedule;
 
-pub(crate) use kernels::Isa;
+pub(crate) use kernels::{Isa, multiply_accumulate};
 pub(crate) use schedule::Part;
 
 use crate::{
@@ -128,7 +128,15 @@ impl Engine for Cpu {
     }
 
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
-        self.plan.run(&mut self.team, inputs, &mut self.arena, &mut self.scratch)
+        self.run_watched(inputs, &mut |_| ())
+    }
+
+    fn run_watched(
+        &mut self,
+        inputs: &[&Tensor],
+        after: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Tensor>, String> {
+        self.plan.run(&mut self.team, inputs, &mut self.arena, &mut self.scratch, after)
     }
 
     fn arena_bytes(&self) -> Option<usize> {

@@ -241,18 +241,21 @@ impl Plan {
         self.buffers[place.buffer.0].start + place.offset
     }
 
-    /// `inputs` have the types and shapes of the request; `arena` has `arena_bytes`.
+    /// `inputs` have the types and shapes of the request; `arena` has `arena_bytes`; `after` gets the number of each step
+    /// once it has run.
     pub(super) fn run(
         &mut self,
         team: &mut Team,
         inputs: &[&Tensor],
         arena: &mut [u8],
         scratch: &mut Scratch,
+        after: &mut dyn FnMut(usize),
     ) -> Result<Vec<Tensor>, String> {
         let mut context = Context { isa: team.isa(), team, scratch };
         let Self { steps, constants, outputs, buffers, dying, values, .. } = self;
-        for (step, dying) in steps.iter_mut().zip(dying) {
+        for (number, (step, dying)) in steps.iter_mut().zip(dying).enumerate() {
             run(&mut step.work, &mut context, Memory { inputs, constants, values, buffers, arena })?;
+            after(number);
             dying.iter().for_each(|value| values[*value] = None);
         }
         let outputs: Result<Vec<Tensor>, String> =

@@ -19,6 +19,15 @@ pub(crate) trait Engine: Send {
 
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String>;
 
+    /// As `run`; `after` gets the number of each step of the plan once it has run, where the engine has a plan.
+    fn run_watched(
+        &mut self,
+        inputs: &[&Tensor],
+        _after: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Tensor>, String> {
+        self.run(inputs)
+    }
+
     /// Bytes kept for intermediate values, where the engine plans them itself.
     fn arena_bytes(&self) -> Option<usize> {
         None

@@ -13,6 +13,7 @@ mod avx2;
 mod avx512;
 mod bytewise;
 mod depthwise;
+mod peak;
 mod product;
 mod simd;
 mod team;
@@ -20,6 +21,7 @@ mod team;
 pub(crate) use aligned::Bytes;
 pub(crate) use bytewise::{Sum, add, lookup, quantise};
 pub(crate) use depthwise::{Filters, Planes, depthwise};
+pub(crate) use peak::multiply_accumulate;
 pub(crate) use product::{Finished, Matrix, Place, Windows, product};
 pub(crate) use team::Team;
 

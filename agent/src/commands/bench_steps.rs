@@ -1,0 +1,108 @@
+//! `andon-agent bench --per-step`: what each step of a network takes, beside what this machine can do at most.
+//!
+//! Two limits are measured first: 8-bit multiply-accumulates from registers on as many threads as the network gets, and
+//! bytes a second of a copy that no cache holds. The bound of a step is the larger of its multiply-accumulates at the one
+//! and its bytes at the other; that of the network is the sum. Steps whose bytes stay in a cache may be below it.
+
+use std::time::Duration;
+
+use andon_agent::clock::{Clock, SystemClock};
+use andon_runtime::{Model, Session, Tensor, multiply_accumulate};
+use anyhow::{Context, Result, ensure};
+
+use super::{bench::quantile, say};
+
+pub(super) fn show(
+    model: &Model,
+    session: &mut Session,
+    inputs: &[(&str, Tensor)],
+    runs: u32,
+    threads: usize,
+) -> Result<()> {
+    let steps = model.explain().steps;
+    ensure!(session.engine() == "cpu" && !steps.is_empty(), "only the engine cpu has steps to show");
+    let macs_per_second = measure_macs(threads)?;
+    let bytes_per_second = measure_copy();
+
+    let clock = SystemClock::new();
+    let mut times: Vec<Vec<Duration>> = vec![Vec::with_capacity(runs as usize); steps.len()];
+    for _ in 0..runs {
+        let mut last = clock.elapsed();
+        session.run_watched(inputs, &mut |number| {
+            let now = clock.elapsed();
+            if let Some(times) = times.get_mut(number) {
+                times.push(now.saturating_sub(last));
+            }
+            last = now;
+        })?;
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort_unstable();
+        if times.is_empty() { 0.0 } else { quantile(times, 50).as_secs_f64() }
+    };
+    let medians: Vec<f64> = times.iter_mut().map(median).collect();
+    let total: f64 = medians.iter().sum();
+
+    say(format_args!(
+        "{:>4}  {:<7} {:<44} {:>9} {:>6} {:>8} {:>7} {:>7}\n",
+        "step", "does", "node", "us", "share", "GMAC/s", "of peak", "bound"
+    ))?;
+    let mut bound_total = 0.0;
+    for (number, (step, seconds)) in steps.iter().zip(&medians).enumerate() {
+        let macs = step.macs.unwrap_or(0) as f64;
+        let bound = (macs / macs_per_second).max(step.bytes as f64 / bytes_per_second);
+        bound_total += bound;
+        let rate = macs / seconds.max(1e-9);
+        // The end of a long name tells more than its start.
+        let name: String = step.node.chars().skip(step.node.chars().count().saturating_sub(44)).collect();
+        say(format_args!(
+            "{number:>4}  {:<7} {name:<44} {:>9.1} {:>5.1}% {:>8.1} {:>6.1}% {:>6.1}%\n",
+            step.kind,
+            seconds * 1e6,
+            100.0 * seconds / total.max(1e-9),
+            rate / 1e9,
+            100.0 * rate / macs_per_second,
+            100.0 * bound / seconds.max(1e-9),
+        ))?;
+    }
+    say(format_args!(
+        "limits: {:.1} GMAC/s on {threads} threads, {:.1} GB/s copied on one; bound of the whole {:.3} ms, steps together {:.3} ms: {:.1}%\n",
+        macs_per_second / 1e9,
+        bytes_per_second / 1e9,
+        bound_total * 1e3,
+        total * 1e3,
+        100.0 * bound_total / total.max(1e-9),
+    ))
+}
+
+/// Multiply-accumulates a second of all threads together: the best of several tries.
+fn measure_macs(threads: usize) -> Result<f64> {
+    const TRIES: usize = 5;
+    const ROUNDS: u32 = 2_000_000;
+    let once = || -> Option<f64> {
+        let clock = SystemClock::new();
+        let start = clock.elapsed();
+        let done: Option<u64> = std::thread::scope(|scope| {
+            let team: Vec<_> = (0..threads).map(|_| scope.spawn(|| multiply_accumulate(ROUNDS))).collect();
+            team.into_iter().map(|thread| thread.join().ok().flatten()).sum()
+        });
+        Some(done? as f64 / clock.elapsed().saturating_sub(start).as_secs_f64().max(1e-9))
+    };
+    let best = (0..TRIES).filter_map(|_| once()).reduce(f64::max);
+    best.context("the limit of this machine could not be measured")
+}
+
+/// Bytes a second, those read and those written, of a copy much larger than any cache: the best of several tries.
+fn measure_copy() -> f64 {
+    const TRIES: usize = 5;
+    const BYTES: usize = 128 << 20;
+    let clock = SystemClock::new();
+    let (from, mut to) = (vec![1u8; BYTES], vec![2u8; BYTES]);
+    let once = |_| {
+        let start = clock.elapsed();
+        to.copy_from_slice(std::hint::black_box(&from));
+        std::hint::black_box(&to);
+        2.0 * BYTES as f64 / clock.elapsed().saturating_sub(start).as_secs_f64().max(1e-9)
+    };
+    (0..TRIES).map(once).fold(1.0, f64::max)
+}
