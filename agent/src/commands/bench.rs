@@ -46,9 +46,6 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     for _ in 0..args.warmup {
         session.run(&inputs)?;
     }
-    if args.per_step {
-        bench_steps::show(&model, &mut session, &inputs, args.runs, threads)?;
-    }
     let mut times = Vec::with_capacity(args.runs as usize);
     for _ in 0..args.runs {
         let start = clock.elapsed();
@@ -66,6 +63,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "arena_bytes": session.arena_bytes(),
         "engine": session.engine(),
     });
+    if args.per_step {
+        bench_steps::show(&model, &mut session, &inputs, args.runs, threads)?;
+    }
     say(format_args!("{result}\n"))
 }
 

@@ -154,3 +154,76 @@ fn moves_elements(operator: &str) -> bool {
     ];
     MOVERS.contains(&operator)
 }
+
+#[cfg(test)]
+mod tests {
+    use andon_runtime::{
+        Data,
+        onnx::{GraphProto, ModelProto, TensorProto},
+    };
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: RunModelArgs,
+    }
+
+    /// `image` → bytes → their maximum a channel → real numbers `y`.
+    fn write_model(path: &Path) {
+        let graph = GraphProto {
+            name: "pool".into(),
+            node: vec![
+                NodeProto::new("QuantizeLinear", "", ["image", "scale", "zero"], ["image.q"]),
+                NodeProto::new("MaxPool", "", ["image.q"], ["pool.q"]).with_ints("kernel_shape", &[1, 2]),
+                NodeProto::new("DequantizeLinear", "", ["pool.q", "scale", "zero"], ["y"]),
+            ],
+            initializer: vec![TensorProto::f32("scale", &[], &[0.5]), TensorProto::u8("zero", &[], &[10])],
+            input: vec![ValueInfoProto::new("image", DataType::Float, &[1, 1, 2, 2])],
+            output: vec![ValueInfoProto::new("y", DataType::Float, &[1, 1, 2, 1])],
+            ..Default::default()
+        };
+        std::fs::write(path, ModelProto::new(graph, 17).to_bytes()).unwrap();
+    }
+
+    fn run_with(folder: &Path, options: &[&str]) -> Result<Vec<u8>, String> {
+        let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+        write_model(&folder.join("model.onnx"));
+        let image = Tensor::f32(vec![1, 1, 2, 2], vec![1.0, 2.0, -1.0, -2.0]).unwrap();
+        std::fs::write(folder.join("image.npy"), npy::write(&image)).unwrap();
+        let fixed = ["run", "--model", &at("model.onnx"), "--output", &at("out.npz")];
+        let args = Line::try_parse_from(fixed.iter().chain(options)).map_err(|e| e.to_string())?.args;
+        run(&folder.join("model.onnx"), &args).map_err(|e| format!("{e:#}"))?;
+        Ok(std::fs::read(folder.join("out.npz")).unwrap())
+    }
+
+    #[test]
+    fn outputs_and_tensors_of_bytes_are_written_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let input = format!("image={}", folder.path().join("image.npy").display());
+        let y = npy::write(&Tensor::f32(vec![1, 1, 2, 1], vec![2.0, -1.0]).unwrap());
+        let pool = npy::write(&Tensor::new(vec![1, 1, 2, 1], Data::U8(vec![14, 8])).unwrap());
+        let holds = |file: &[u8], part: &[u8]| file.windows(part.len()).any(|w| w == part);
+        for engine in ["cpu", "tract"] {
+            let some = run_with(folder.path(), &["--input", &input, "--engine", engine]).unwrap();
+            assert!(holds(&some, &y) && !holds(&some, &pool), "{engine}");
+            let all =
+                run_with(folder.path(), &["--input", &input, "--engine", engine, "--all-tensors"]).unwrap();
+            assert!(holds(&all, &y) && holds(&all, &pool) && holds(&all, b"image.q.npy"), "{engine}");
+        }
+    }
+
+    #[test]
+    fn inputs_that_do_not_fit_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = |options: &[&str]| run_with(folder.path(), options).unwrap_err();
+        assert!(error(&[]).contains("input \"image\" is missing"), "{}", error(&[]));
+        let image = folder.path().join("image.npy");
+        let image = image.to_str().unwrap();
+        assert!(error(&["--input", image, "--input", image]).contains("given twice"));
+        let model = folder.path().join("model.onnx");
+        assert!(error(&["--input", model.to_str().unwrap()]).contains("no NumPy array"));
+    }
+}
