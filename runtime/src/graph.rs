@@ -1,12 +1,17 @@
 //! A network as a graph: nodes in an order in which they can run, and the values that flow between them.
 //!
+//! Quantised networks in operator form are put in Q/DQ form first ([`qlinear`]).
+//!
 //! Built from a checked [`ModelProto`]; what it guarantees on top: every value has one source (graph input, constant or
 //! one node), every input of a node and every output of the graph exists, and a node comes after all nodes it reads
 //! from. Nodes keep their ONNX form (attributes, constants); operators are not judged here.
 
 use std::collections::HashMap;
 
-use crate::onnx::{self, DataType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::{
+    onnx::{self, DataType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto},
+    qlinear,
+};
 
 /// A value of a graph: an index into [`Graph::values`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +106,7 @@ impl Graph {
         if graph.output.is_empty() {
             return Err(GraphError::Empty { what: "outputs" });
         }
+        qlinear::to_qdq(graph);
         sort(graph)?;
         let mut builder = Builder::default();
         builder.constants(graph)?;

@@ -18,6 +18,7 @@ mod model;
 pub mod onnx;
 mod plain;
 mod preprocess;
+mod qlinear;
 mod session;
 pub mod shape;
 mod tensor;

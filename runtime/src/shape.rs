@@ -518,6 +518,18 @@ impl Window {
         positive.then(|| Self { kernel: kernel.to_vec(), strides, dilations, pads, ceil })
     }
 
+    /// The same on a row of pixels: a first dimension of size 1.
+    pub(crate) fn on_a_row(mut self) -> Self {
+        for list in [&mut self.kernel, &mut self.strides, &mut self.dilations] {
+            list.insert(0, 1);
+        }
+        if let Pads::Explicit(pads) = &mut self.pads {
+            pads.insert(0, 0);
+            pads.insert(pads.len() / 2 + 1, 0);
+        }
+        self
+    }
+
     /// Padding before and after dimension `d` of size `input`.
     pub(crate) fn pads(&self, d: usize, input: usize) -> (usize, usize) {
         match &self.pads {

@@ -54,6 +54,13 @@ pub(super) struct Activation {
     pub(super) signed: bool,
 }
 
+/// What the parts of a concatenation add up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Along {
+    Channels,
+    Pixels,
+}
+
 /// Bytes that a step can give.
 pub(super) struct Made {
     /// The node whose work it is.
@@ -80,8 +87,8 @@ pub(super) enum Make {
         of: Activation,
         table: Box<[u8; 256]>,
     },
-    /// Channels side by side, each part looked up in its table first.
-    Concat(Vec<(Activation, Option<Box<[u8; 256]>>)>),
+    /// Channels side by side, or pixels behind each other; each part looked up in its table first.
+    Concat(Vec<(Activation, Option<Box<[u8; 256]>>)>, Along),
 }
 
 /// What an operator is once the meaning of its result is known.
@@ -148,7 +155,6 @@ pub(super) enum Outcome {
     Parts(Vec<Activation>),
     /// The mean of each channel of an activation, which may stay f32 too.
     Mean(Activation, Pending),
-    /// Activations side by side along the channels.
     Concat(Concat),
 }
 
@@ -157,6 +163,7 @@ pub(super) enum Outcome {
 pub(super) struct Concat {
     pub(super) node: NodeId,
     pub(super) parts: Vec<Activation>,
+    pub(super) along: Along,
     pub(super) shape: Shape,
     pub(super) order: Order,
 }
@@ -173,12 +180,35 @@ pub(super) enum Form {
     Concat(Concat),
 }
 
-/// A dequantised constant. Zero points are 0.
+/// A dequantised constant.
 pub(super) struct Fixed<'a> {
     pub(super) tensor: &'a TensorProto,
-    /// One, or one for each index of `axis`.
+    /// One of each, or one for each index of `axis`.
     pub(super) scales: Vec<f32>,
+    pub(super) zeros: Vec<i32>,
     pub(super) axis: i64,
+}
+
+impl Fixed<'_> {
+    /// What is left of bytes without their zero points, if that fits s8.
+    pub(super) fn centred(&self) -> Option<Vec<i8>> {
+        let values = integers(self.tensor)?;
+        let dims = self.tensor.shape()?;
+        let axis = usize::try_from(self.axis.rem_euclid(dims.len().max(1) as i64)).ok()?;
+        let inner = dims.get(axis + 1..).unwrap_or(&[]).iter().product::<usize>().max(1);
+        let zero =
+            |i: usize| self.zeros[if self.zeros.len() == 1 { 0 } else { i / inner % self.zeros.len() }];
+        values.iter().enumerate().map(|(i, v)| i8::try_from(v.checked_sub(zero(i))?).ok()).collect()
+    }
+}
+
+fn integers(tensor: &TensorProto) -> Option<Vec<i32>> {
+    match tensor.element_type().ok()? {
+        DataType::Int8 => Some(tensor.to_i8().ok()?.into_iter().map(i32::from).collect()),
+        DataType::Uint8 => Some(tensor.to_u8().ok()?.into_iter().map(i32::from).collect()),
+        DataType::Int32 => tensor.to_i32().ok(),
+        _ => None,
+    }
 }
 
 pub(super) struct Lowering<'a> {
@@ -368,18 +398,12 @@ impl<'a> Lowering<'a> {
             return None;
         }
         let scales = self.constant(producer, 1)?.to_f32().ok()?;
-        if self.input(producer, 2).is_some() {
-            let zeros = self.constant(producer, 2)?;
-            let all_zero = match zeros.element_type().ok()? {
-                DataType::Int8 => zeros.to_i8().ok()?.iter().all(|z| *z == 0),
-                DataType::Int32 => zeros.to_i32().ok()?.iter().all(|z| *z == 0),
-                _ => false,
-            };
-            if !all_zero {
-                return None;
-            }
-        }
-        Some(Fixed { tensor, scales, axis: proto.int("axis").unwrap_or(1) })
+        let zeros = match self.input(producer, 2) {
+            Some(_) => integers(self.constant(producer, 2)?)?,
+            None => vec![0],
+        };
+        let fits = zeros.len() == 1 || zeros.len() == scales.len();
+        fits.then(|| Fixed { tensor, scales, zeros, axis: proto.int("axis").unwrap_or(1) })
     }
 
     /// The constants that a node has as input `index`, as f32: plain, or dequantised.
@@ -461,8 +485,9 @@ impl<'a> Lowering<'a> {
                 };
                 Ok(Activation { made, offset: 0, shape, order, quantity, signed })
             }
-            Form::Concat(Concat { node, parts, shape, order }) => {
-                let made = self.concat(node, &parts, shape, quantity);
+            Form::Concat(Concat { node, parts, along, shape, order }) => {
+                let parts = parts.iter().map(|part| self.meaning(part, quantity)).collect();
+                let made = self.make(node, shape, Make::Concat(parts, along));
                 Ok(Activation { made, offset: 0, shape, order, quantity, signed })
             }
             Form::Real(from) if from.quantity == quantity => Ok(Activation { signed, ..from }),
@@ -559,17 +584,13 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// Channels side by side, brought to one meaning.
-    fn concat(&mut self, node: NodeId, parts: &[Activation], shape: Shape, quantity: Quantity) -> MadeId {
-        let part = |part: &Activation| {
-            if part.quantity == quantity {
-                return (*part, None);
-            }
-            let (of, table) = self.composed(*part, ops::requantise_table(part.quantity, quantity));
-            (of, Some(table))
-        };
-        let parts = parts.iter().map(part).collect();
-        self.make(node, shape, Make::Concat(parts))
+    /// An activation, and how its bytes come to another meaning.
+    fn meaning(&self, part: &Activation, quantity: Quantity) -> (Activation, Option<Box<[u8; 256]>>) {
+        if part.quantity == quantity {
+            return (*part, None);
+        }
+        let (of, table) = self.composed(*part, ops::requantise_table(part.quantity, quantity));
+        (of, Some(table))
     }
 
     /// The bytes of an activation as pixels of another size.

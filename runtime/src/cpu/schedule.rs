@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use super::{
     convert::{Export, Form as Exported, reals},
     island,
-    lower::{Activation, Form, Lowering, Made, MadeId, Make, Refusal},
+    lower::{Activation, Along, Form, Lowering, Made, MadeId, Make, Refusal},
     ops,
     plan::{BufferId, Operation, Place, Plan, Shape, Slot, Step, Work},
 };
@@ -51,8 +51,29 @@ pub(super) struct Schedule<'a> {
     /// Values needed as tensors, and nodes that compute some of them.
     plain: Vec<bool>,
     runs: Vec<bool>,
-    /// Inside which concatenation something is made, and behind how many channels.
-    homes: Vec<Option<(MadeId, usize)>>,
+    /// Inside which concatenation something is made, and behind what.
+    homes: Vec<Option<(MadeId, Offset)>>,
+}
+
+/// How far a part of a concatenation lies behind its first byte.
+#[derive(Debug, Clone, Copy, Default)]
+struct Offset {
+    channels: usize,
+    pixels: usize,
+}
+
+impl Offset {
+    /// Behind one more part.
+    fn after(self, part: Shape, along: Along) -> Self {
+        match along {
+            Along::Channels => Self { channels: self.channels + part.c, ..self },
+            Along::Pixels => Self { pixels: self.pixels + part.pixels(), ..self },
+        }
+    }
+
+    fn within(self, around: Place, shape: Shape) -> Place {
+        Place { offset: around.offset + self.channels + self.pixels * around.stride, shape, ..around }
+    }
 }
 
 enum Need {
@@ -147,7 +168,8 @@ impl<'a> Schedule<'a> {
     /// Whether an activation is all of what was made.
     fn is_whole(&self, of: &Activation) -> bool {
         let made = &self.made[of.made.0];
-        of.offset == 0 && of.shape == made.shape && !made.dense
+        let same = of.shape.c == made.shape.c && of.shape.pixels() == made.shape.pixels();
+        of.offset == 0 && same && !made.dense
     }
 
     /// Tables join the step before them; parts of concatenations find their place.
@@ -157,22 +179,25 @@ impl<'a> Schedule<'a> {
                 continue;
             }
             // Taken out, so that others can be changed beside it.
-            let mut make = std::mem::replace(&mut self.made[at].make, Make::Concat(vec![]));
+            let mut make = std::mem::replace(&mut self.made[at].make, Make::Concat(vec![], Along::Channels));
             match &mut make {
                 Make::Table { of, table } if self.uses[of.made.0] == 1 && self.is_whole(of) => {
                     let before = of.made;
                     if self.fuse_table(before, table) {
                         self.uses[before.0] = 0;
-                        let step = std::mem::replace(&mut self.made[before.0].make, Make::Concat(vec![]));
+                        let step = std::mem::replace(
+                            &mut self.made[before.0].make,
+                            Make::Concat(vec![], Along::Channels),
+                        );
                         self.made[at].node = self.made[before.0].node;
                         make = step;
                     }
                 }
-                Make::Concat(parts) => {
-                    let mut channels = 0;
+                Make::Concat(parts, along) => {
+                    let mut offset = Offset::default();
                     for (of, table) in parts {
-                        self.settle(MadeId(at), channels, of, table);
-                        channels += of.shape.c;
+                        self.settle(MadeId(at), offset, of, table);
+                        offset = offset.after(of.shape, *along);
                     }
                 }
                 _ => {}
@@ -192,7 +217,7 @@ impl<'a> Schedule<'a> {
     fn settle(
         &mut self,
         concat: MadeId,
-        channels: usize,
+        offset: Offset,
         of: &Activation,
         table: &mut Option<Box<[u8; 256]>>,
     ) {
@@ -206,7 +231,7 @@ impl<'a> Schedule<'a> {
             }
             *table = None;
         }
-        self.homes[part.0] = Some((concat, channels));
+        self.homes[part.0] = Some((concat, offset));
     }
 
     /// The plan, and what becomes of each node.
@@ -279,7 +304,7 @@ fn inputs(make: &Make) -> impl Iterator<Item = &Activation> {
         Make::Import { .. } => (&[], None, &[]),
         Make::Step { inputs, .. } => (inputs, None, &[]),
         Make::Table { of, .. } => (&[], Some(of), &[]),
-        Make::Concat(parts) => (&[], None, parts),
+        Make::Concat(parts, _) => (&[], None, parts),
     };
     some.iter().chain(one).chain(parts.iter().map(|(of, _)| of))
 }
@@ -349,10 +374,7 @@ impl Emission<'_, '_> {
         let shape = self.schedule.made[id.0].shape;
         let place = match self.schedule.homes[id.0] {
             // Concatenations within concatenations: each lies in a later one, so that this ends.
-            Some((concat, channels)) => {
-                let around = self.place(concat);
-                Place { offset: around.offset + channels, shape, ..around }
-            }
+            Some((concat, offset)) => offset.within(self.place(concat), shape),
             None => self.buffer(shape),
         };
         self.places.insert(id, place);
@@ -370,7 +392,7 @@ impl Emission<'_, '_> {
         let output = self.place(id);
         let node = self.schedule.made[id.0].node;
         // Each is visited once.
-        match std::mem::replace(&mut self.schedule.made[id.0].make, Make::Concat(vec![])) {
+        match std::mem::replace(&mut self.schedule.made[id.0].make, Make::Concat(vec![], Along::Channels)) {
             Make::Import { value, import } => {
                 let from = self.slot(value)?;
                 self.steps.push(Step { node, work: Work::Import { from, to: output, import } });
@@ -383,12 +405,12 @@ impl Emission<'_, '_> {
                 let input = self.place_of(&of);
                 self.bytes(node, vec![input], output, ops::table(*table, of.shape));
             }
-            Make::Concat(parts) => {
-                let mut channels = 0;
+            Make::Concat(parts, along) => {
+                let mut offset = Offset::default();
                 for (of, table) in parts {
                     let input = self.place_of(&of);
-                    let to = Place { offset: output.offset + channels, shape: of.shape, ..output };
-                    channels += of.shape.c;
+                    let to = offset.within(output, of.shape);
+                    offset = offset.after(of.shape, along);
                     if input != to {
                         let operation = match table {
                             Some(table) => ops::table(*table, of.shape),

@@ -242,14 +242,14 @@ fn what_has_no_step_is_named() {
             "pool",
             &|g| {
                 let pool = g.node.iter_mut().find(|n| n.name == "pool").unwrap();
-                pool.op_type = "GlobalMaxPool".into();
+                pool.op_type = "GlobalLpPool".into();
             },
             "no int8 step for this operator",
         ),
         (
             "conv",
-            &|g| *constant(g, "conv.w.zero") = TensorProto::i8("conv.w.zero", &[2], &[0, 1]),
-            "its weights are no s8 constant with zero point 0",
+            &|g| *constant(g, "conv.w.zero") = TensorProto::i8("conv.w.zero", &[2], &[0, -128]),
+            "its weights do not fit s8 without their zero point",
         ),
         (
             "conv",

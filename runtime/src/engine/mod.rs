@@ -43,8 +43,9 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         LoadError::Engine { model, engine, reason }
     };
     let isa = Isa::chosen().map_err(|reason| failed("cpu", reason))?;
-    let cpu = || {
-        let cpu = Sketch::new(graph, shapes, outputs, isa).build(threads);
+    let sketch = || Sketch::new(graph, shapes, outputs, isa);
+    let cpu = |sketch: Sketch<'_>| {
+        let cpu = sketch.build(threads);
         cpu.map(|cpu| Box::new(cpu) as Box<dyn Engine>).map_err(|reason| failed("cpu", reason))
     };
     let tract = || {
@@ -53,13 +54,16 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         tract.map(|tract| Box::new(tract) as Box<dyn Engine>).map_err(|reason| failed("tract", reason))
     };
     match choice {
-        EngineChoice::Cpu => cpu(),
+        EngineChoice::Cpu => cpu(sketch()),
         EngineChoice::Tract => tract(),
-        EngineChoice::Auto if Sketch::new(graph, shapes, outputs, isa).has_byte_steps() => {
-            cpu().or_else(|_| tract())
+        EngineChoice::Auto => {
+            let sketch = sketch();
+            if sketch.has_byte_steps() {
+                return cpu(sketch).or_else(|_| tract());
+            }
+            // Operators of ours may be what tract lacks; of the two reasons, tract's says more.
+            tract().or_else(|why| cpu(sketch).map_err(|_| why))
         }
-        // Operators of ours may be what tract lacks; of the two reasons, tract's says more.
-        EngineChoice::Auto => tract().or_else(|why| cpu().map_err(|_| why)),
     }
 }
 

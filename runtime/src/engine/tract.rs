@@ -51,13 +51,17 @@ fn load(graph: &Graph, inputs: &[Vec<usize>], outputs: &[ValueId]) -> TractResul
         let data_type = model.input_fact(i)?.datum_type.concretize().unwrap_or(f32::datum_type());
         model = model.with_input_fact(i, InferenceFact::dt_shape(data_type, dims))?;
     }
-    let names: Vec<&str> = outputs.iter().map(|id| graph.value(*id).name.as_str()).collect();
-    let outlets = names.iter().map(|name| outlet(&model, name)).collect::<TractResult<Vec<_>>>()?;
+    let outlets = outputs.iter().map(|id| outlet(&model, graph, *id)).collect::<TractResult<Vec<_>>>()?;
     model.select_output_outlets(&outlets)?;
     model.into_optimized()?.into_runnable()
 }
 
-fn outlet(model: &InferenceModel, name: &str) -> TractResult<OutletId> {
+fn outlet(model: &InferenceModel, graph: &Graph, id: ValueId) -> TractResult<OutletId> {
+    // Inputs have no labels.
+    if let Some(at) = graph.inputs().position(|(input, _)| input == id) {
+        return Ok(model.input_outlets()?[at]);
+    }
+    let name = &graph.value(id).name;
     let found = model.find_outlet_label(name);
     found.ok_or_else(|| format_err!("value {name:?} is missing after import"))
 }

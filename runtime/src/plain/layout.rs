@@ -309,28 +309,24 @@ pub(super) fn concat(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tens
     Ok(vec![total])
 }
 
-/// Pad 2 with attributes, 11 to 25 with inputs; constant, edge, reflect, wrap.
-pub(super) fn pad(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
-    let x = get(inputs, 0)?;
-    let rank = x.shape().len();
-    let pads = call.list(inputs, 1, "pads")?.ok_or("it has no pads")?;
-    let axes = match inputs.get(3).copied().flatten() {
-        Some(axes) => integers(axes)?.into_iter().map(|a| axis(a, rank)).collect::<Result<_, _>>()?,
-        None => (0..rank).collect::<Vec<_>>(),
+/// Where the elements of a padded tensor come from, for each of its dimensions; `None` is a constant padding.
+pub(crate) fn padded(
+    dims: &[usize],
+    pads: &[i64],
+    axes: Option<&[i64]>,
+    mode: &str,
+) -> Result<Vec<Vec<Option<usize>>>, String> {
+    let axes = match axes {
+        Some(axes) => axes.iter().map(|a| axis(*a, dims.len())).collect::<Result<_, _>>()?,
+        None => (0..dims.len()).collect::<Vec<_>>(),
     };
     if pads.len() != 2 * axes.len() {
         return Err(format!("{} pads for {} dimensions", pads.len(), axes.len()));
     }
-    // One more element behind all others: what a constant padding is made of.
-    let fill = match inputs.get(2).copied().flatten() {
-        Some(value) => value.data().clone(),
-        None => cast_like(x.data(), call.node.float("value").unwrap_or(0.0)),
-    };
-    let (data, border) = joined(x.data(), &fill)?;
-    let mode = call.node.string("mode").unwrap_or("constant");
-    let mut along: Vec<Vec<Option<usize>>> = x.shape().iter().map(|d| (0..*d).map(Some).collect()).collect();
+    size(dims)?;
+    let mut along: Vec<Vec<Option<usize>>> = dims.iter().map(|d| (0..*d).map(Some).collect()).collect();
     for (i, d) in axes.iter().enumerate() {
-        let length = x.shape()[*d] as i64;
+        let length = dims[*d] as i64;
         let (before, after) = (pads[i], pads[i + axes.len()]);
         let total = before.checked_add(after).and_then(|p| p.checked_add(length)).filter(|n| *n >= 0);
         size(&[total.ok_or("pads that leave nothing")? as usize])?;
@@ -349,8 +345,23 @@ pub(super) fn pad(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>
         };
         along[*d] = (-before..length + after).map(source).collect();
     }
-    let dims: Vec<usize> = along.iter().map(Vec::len).collect();
-    size(&dims)?;
+    size(&along.iter().map(Vec::len).collect::<Vec<_>>())?;
+    Ok(along)
+}
+
+/// Pad 2 with attributes, 11 to 25 with inputs; constant, edge, reflect, wrap.
+pub(super) fn pad(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
+    let x = get(inputs, 0)?;
+    let pads = call.list(inputs, 1, "pads")?.ok_or("it has no pads")?;
+    let axes = inputs.get(3).copied().flatten().map(integers).transpose()?;
+    let mode = call.node.string("mode").unwrap_or("constant");
+    let along = padded(x.shape(), &pads, axes.as_deref(), mode)?;
+    // One more element behind all others: what a constant padding is made of.
+    let fill = match inputs.get(2).copied().flatten() {
+        Some(value) => value.data().clone(),
+        None => cast_like(x.data(), call.node.float("value").unwrap_or(0.0)),
+    };
+    let (data, border) = joined(x.data(), &fill)?;
     let mut at = vec![Some(0)];
     for (indices, stride) in along.iter().zip(strides(x.shape())) {
         let next = |base: &Option<usize>| {
@@ -360,7 +371,7 @@ pub(super) fn pad(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>
         at = at.iter().flat_map(next).collect();
     }
     let at: Vec<usize> = at.into_iter().map(|at| at.unwrap_or(border)).collect();
-    one(dims, pick(&data, &at)?)
+    one(along.iter().map(Vec::len).collect(), pick(&data, &at)?)
 }
 
 fn cast_like(data: &Data, value: f32) -> Data {

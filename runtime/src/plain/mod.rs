@@ -13,7 +13,7 @@ mod quantise;
 mod reduce;
 mod unary;
 
-pub(crate) use layout::{parts as split_sizes, sliced, squeezed, unsqueezed};
+pub(crate) use layout::{padded, parts as split_sizes, sliced, squeezed, unsqueezed};
 pub(crate) use unary::function;
 
 use crate::{

@@ -255,7 +255,7 @@ impl Operation for Binary {
 
 impl Lowering<'_> {
     /// A dequantised constant of one element.
-    fn fixed_byte(&self, id: NodeId, index: usize) -> Option<(u8, Quantity)> {
+    pub(super) fn fixed_byte(&self, id: NodeId, index: usize) -> Option<(u8, Quantity)> {
         let producer = self.graph().producer(self.input(id, index)?)?;
         if self.graph().proto(producer).op_type != "DequantizeLinear" {
             return None;

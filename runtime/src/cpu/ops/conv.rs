@@ -1,13 +1,13 @@
 //! Conv: rows of the input under a window, as one matrix product for each group.
 //!
-//! ONNX Conv 1 and 11, two spatial dimensions, any kernel, stride, dilation, padding and number of groups. Weights s8
-//! with zero point 0, per tensor or per output channel. One input channel and one output channel a group is
-//! [`super::depthwise`].
+//! ONNX Conv 1 and 11, ConvTranspose 1 and 11; one or two spatial dimensions, any kernel, stride, dilation, padding and
+//! number of groups. Weights s8, or u8 that fit s8 without their zero point; per tensor or per output channel. One input
+//! channel and one output channel a group is [`super::depthwise`].
 
 use super::{
     super::{
         kernels::{Finished, Isa, Matrix, Place, Target, Windows, product, rint},
-        lower::{Lowering, Outcome, Pending, Refusal},
+        lower::{Activation, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Quantity, Shape, View, ViewMut},
     },
     depthwise,
@@ -18,26 +18,80 @@ use crate::{graph::NodeId, shape};
 pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
-    let proto = lowering.graph().proto(id);
-    let fixed =
-        lowering.fixed(id, 1).ok_or(Refusal::Form("its weights are no s8 constant with zero point 0"))?;
-    let dims = fixed.tensor.shape().unwrap_or_default();
-    let [m, c, kh, kw] = dims[..] else { return Err(Refusal::Form("it has not two spatial dimensions")) };
-    let window = shape::Window::of(proto, &[kh, kw]).ok_or(Refusal::Form("its window makes no sense"))?;
-    let weights = Weights::read(lowering, id, m, c * kh * kw, 0, input.quantity)?;
-    let geometry = Geometry::new(&window, input.shape, output, [kh, kw])?;
-    let groups = input.shape.c / c.max(1);
+    let ([m, c], window) = filter(lowering, id)?;
+    let weights = Weights::read(lowering, id, m, c * window.kernel[0] * window.kernel[1], 0, input.quantity)?;
+    let geometry = Geometry::new(&window, input.shape, output)?;
     // Shape inference has seen that the channels are a multiple of the group's.
+    let groups = input.shape.c / c.max(1);
+    Ok(finished(lowering, id, input, geometry, groups, weights))
+}
+
+/// The first two dimensions of a node's weights, and the window that the others are; one dimension is two, the first
+/// of size 1.
+fn filter(lowering: &Lowering<'_>, id: NodeId) -> Result<([usize; 2], shape::Window), Refusal> {
+    let none = Refusal::Form("its weights are no constant");
+    let dims = lowering.fixed(id, 1).and_then(|f| f.tensor.shape()).ok_or(none)?;
+    let [m, c, kernel @ ..] = &*dims else { return Err(Refusal::Form("its weights are no filters")) };
+    let window = shape::Window::of(lowering.graph().proto(id), kernel);
+    let window = window.ok_or(Refusal::Form("its window makes no sense"))?;
+    match kernel.len() {
+        1 => Ok(([*m, *c], window.on_a_row())),
+        2 => Ok(([*m, *c], window)),
+        _ => Err(Refusal::Form("it has more than two spatial dimensions")),
+    }
+}
+
+/// A plain convolution of the input with zeros between and around its pixels, with the filters turned.
+pub(super) fn lower_transposed(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.channels_last(id, 0)?;
+    let output = lowering.output_shape(id)?;
+    let ([c, per_group], window) = filter(lowering, id)?;
+    let groups = output.c / per_group.max(1);
+    if c != input.shape.c || groups == 0 || c % groups != 0 || per_group * groups != output.c {
+        return Err(Refusal::Form("its channels do not fit its groups"));
+    }
+    let [kh, kw] = [window.kernel[0], window.kernel[1]];
+    let (depth, taps) = (c / groups, kh * kw);
+    let weights = Weights::read(lowering, id, output.c, depth * taps, 1, input.quantity)?;
+    // `[C, M / groups, taps]` becomes `[M, C / groups, taps]`, the taps from last to first.
+    let weights = weights.moved(|row, column| {
+        let (channel, tap) = (row / per_group * depth + column / taps, taps - 1 - column % taps);
+        (channel * per_group + row % per_group) * taps + tap
+    });
+    let shape::Pads::Explicit(pads) = &window.pads else {
+        return Err(Refusal::Form("its padding is not written out"));
+    };
+    let before = [0, 1].map(|d| window.extent(d) as i64 - 1 - pads[d] as i64);
+    let size = [output.h + window.extent(0) - 1, output.w + window.extent(1) - 1];
+    let strides = [window.strides[0], window.strides[1]];
+    if lowering.graph().proto(id).attribute("output_shape").is_some() {
+        return Err(Refusal::Form("its padding follows from its output's shape"));
+    }
+    let input = super::select::spread(lowering, id, input, strides, before, size);
+    let plain = shape::Window { strides: vec![1, 1], pads: shape::Pads::Explicit(vec![0; 4]), ..window };
+    let geometry = Geometry::new(&plain, input.shape, output)?;
+    Ok(finished(lowering, id, input, geometry, groups, weights))
+}
+
+fn finished(
+    lowering: &Lowering<'_>,
+    id: NodeId,
+    input: Activation,
+    geometry: Geometry,
+    groups: usize,
+    weights: Weights,
+) -> Outcome {
+    let output = geometry.output;
     let isa = lowering.isa();
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let sums = weights.sums(input.quantity, result, target)?;
         let zero = input.quantity.zero;
-        if c == 1 && groups == m {
+        if groups == input.shape.c && groups == output.c {
             return Ok(Box::new(depthwise::Depthwise::new(isa, geometry, &weights, &sums, zero, target)));
         }
         Ok(Box::new(Conv::new(isa, geometry, groups, &weights, &sums, zero, target)))
     };
-    Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
+    Outcome::Pending(Pending::new(id, &[input], output, finish))
 }
 
 /// s8 weights and i32 bias of a linear operator: `rows` results of `columns` products each.
@@ -59,9 +113,9 @@ impl Weights {
         axis: i64,
         input: Quantity,
     ) -> Result<Self, Refusal> {
-        let fixed =
-            lowering.fixed(id, 1).ok_or(Refusal::Form("its weights are no s8 constant with zero point 0"))?;
-        let values = fixed.tensor.to_i8().map_err(|_| Refusal::Form("its weights are not s8"))?;
+        let fixed = lowering.fixed(id, 1).ok_or(Refusal::Form("its weights are no constant"))?;
+        let values =
+            fixed.centred().ok_or(Refusal::Form("its weights do not fit s8 without their zero point"))?;
         let rank = fixed.tensor.dims.len() as i64;
         let scales = match fixed.scales.len() {
             1 => vec![fixed.scales[0]; rows],
@@ -80,6 +134,13 @@ impl Weights {
         let (rows, columns) = (self.bias.len(), self.columns);
         let values = &self.values;
         self.values = (0..rows * columns).map(|i| values[i % columns * rows + i / columns]).collect();
+        self
+    }
+
+    /// `from(row, column)`: where each weight was among those that were read.
+    fn moved(mut self, from: impl Fn(usize, usize) -> usize) -> Self {
+        let at = |i: usize| self.values[from(i / self.columns, i % self.columns)];
+        self.values = (0..self.values.len()).map(at).collect();
         self
     }
 
@@ -145,7 +206,8 @@ fn bias(lowering: &Lowering<'_>, id: NodeId, scales: &[f32], input: Quantity) ->
             Err(Refusal::Form("its bias is too large"))
         };
     }
-    let fixed = lowering.fixed(id, 2).ok_or(Refusal::Form("its bias is no constant"))?;
+    let fixed = lowering.fixed(id, 2).filter(|f| f.zeros.iter().all(|z| *z == 0));
+    let fixed = fixed.ok_or(Refusal::Form("its bias is no constant"))?;
     let values = fixed.tensor.to_i32().map_err(|_| Refusal::Form("its bias is not i32"))?;
     // Writers compute the product in other orders: the last bit may differ.
     let scale =
@@ -171,7 +233,7 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    fn new(window: &shape::Window, input: Shape, output: Shape, kernel: [usize; 2]) -> Result<Self, Refusal> {
+    fn new(window: &shape::Window, input: Shape, output: Shape) -> Result<Self, Refusal> {
         /// A padded copy may be that much larger than the input, for networks with very small inputs.
         const PADDED_BYTES_MAX: usize = 16 << 20;
         let ((top, bottom), (left, right)) = (window.pads(0, input.h), window.pads(1, input.w));
@@ -180,7 +242,8 @@ impl Geometry {
         if bytes.is_none_or(|n| n > PADDED_BYTES_MAX.max(input.bytes().saturating_mul(4))) {
             return Err(Refusal::Form("its padding is far larger than its input"));
         }
-        let [strides, dilations] = [&window.strides, &window.dilations].map(|v| [v[0], v[1]]);
+        let [kernel, strides, dilations] =
+            [&window.kernel, &window.strides, &window.dilations].map(|v| [v[0], v[1]]);
         let last = |d: usize, size: usize| (size - 1) * strides[d] + window.extent(d);
         let inside =
             output.h > 0 && output.w > 0 && last(0, output.h) <= padded.h && last(1, output.w) <= padded.w;

@@ -11,7 +11,7 @@ use super::{
     conv::{SLACK, Weights},
     table::fuse,
 };
-use crate::{graph::NodeId, onnx::DataType};
+use crate::graph::NodeId;
 
 pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let proto = lowering.graph().proto(id);
@@ -20,16 +20,19 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
         return Err(Refusal::Form("it is no plain product"));
     }
     let input = lowering.activation(id, 0)?;
+    if let (Ok(right), true) = (lowering.activation(id, 1), proto.op_type == "MatMul") {
+        return super::matmul::lower(lowering, id, input, right);
+    }
     let value = lowering.input(id, 0).ok_or(Refusal::Form("it has no input"))?;
     let input = lowering.ordered(id, input, value, Order::RowMajor)?;
     let output = lowering.shape_in(lowering.output(id)?, Order::RowMajor)?;
     let (inputs, outputs) = (input.shape.c, output.c);
     let transposed = proto.int("transB").unwrap_or(0) == 1;
-    let fixed = lowering.fixed(id, 1).filter(|f| f.tensor.element_type() == Ok(DataType::Int8));
+    let fixed = lowering.fixed(id, 1);
     let is_matrix = |dims: &[i64]| dims.len() == 2;
     if fixed.is_none_or(|f| f.tensor.elements() != inputs.checked_mul(outputs) || !is_matrix(&f.tensor.dims))
     {
-        return Err(Refusal::Form("its weights are no s8 matrix with zero point 0"));
+        return Err(Refusal::Form("its weights are no constant matrix"));
     }
     if output.pixels() != input.shape.pixels() {
         return Err(Refusal::Form("its rows are not those of its input"));

@@ -5,7 +5,7 @@
 
 use super::{
     super::{
-        lower::{Activation, Concat, Form, Lowering, Outcome, Pending, Refusal},
+        lower::{Activation, Along, Concat, Form, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Order, Shape, View, ViewMut},
     },
     strided::{DIMENSIONS_MAX, Step, Strided},
@@ -125,7 +125,12 @@ fn output(lowering: &Lowering<'_>, id: NodeId, index: usize) -> Result<ValueId, 
     output.ok_or(Refusal::Form("one of its outputs is missing"))
 }
 
-fn ints(lowering: &Lowering<'_>, id: NodeId, index: usize, name: &str) -> Result<Option<Vec<i64>>, Refusal> {
+pub(super) fn ints(
+    lowering: &Lowering<'_>,
+    id: NodeId,
+    index: usize,
+    name: &str,
+) -> Result<Option<Vec<i64>>, Refusal> {
     if lowering.input(id, index).is_none() {
         return Ok(lowering.graph().proto(id).ints(name).map(<[i64]>::to_vec));
     }
@@ -205,19 +210,36 @@ pub(super) fn lower_concat(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Ou
     let axis = lowering.graph().proto(id).int("axis").unwrap_or(1);
     let axis = usize::try_from(if axis < 0 { axis.saturating_add(rank) } else { axis }).ok();
     let count = lowering.graph().node(id).inputs.len();
-    // The channels in one order or the other.
-    let order = [Order::ChannelsLast, Order::RowMajor]
-        .into_iter()
-        .find(|order| memory(rank as usize, *order).pop() == axis && lowering.shape_in(to, *order).is_ok())
-        .ok_or(Refusal::Form("it joins along another dimension than the channels"))?;
+    let dims = lowering.shapes().of(to).unwrap_or(&[]).to_vec();
+    // In one order or the other they join the channels, or whole runs of pixels: nothing but single dimensions is
+    // outside of the one that they join.
+    let joins = |order: Order| {
+        let memory = memory(rank as usize, order);
+        let outermost = memory.iter().find(|d| dims[**d] != 1 || Some(**d) == axis).copied();
+        if lowering.shape_in(to, order).is_err() {
+            None
+        } else if memory.last().copied() == axis {
+            Some(Along::Channels)
+        } else {
+            (outermost == axis).then_some(Along::Pixels)
+        }
+    };
+    let own = (0..count).find_map(|i| lowering.activation(id, i).ok()).map(|a| a.order);
+    let orders = own.into_iter().chain([Order::ChannelsLast, Order::RowMajor]);
+    let found = orders.filter_map(|order| Some((order, joins(order)?))).next();
+    let (order, along) = found.ok_or(Refusal::Form("it joins neither channels nor runs of pixels"))?;
     let shape = lowering.shape_in(to, order)?;
     let parts = (0..count).map(|i| lowering.operand(id, i, order)).collect::<Result<Vec<_>, _>>()?;
-    let fits = parts.iter().all(|p| p.shape.pixels() == shape.pixels())
-        && parts.iter().map(|p| p.shape.c).sum::<usize>() == shape.c;
+    let same = |p: &Activation| match along {
+        Along::Channels => p.shape.pixels() == shape.pixels(),
+        Along::Pixels => p.shape.c == shape.c,
+    };
+    let fits =
+        parts.iter().all(same) && parts.iter().map(|p| p.shape.bytes()).sum::<usize>() == shape.bytes();
     if !fits {
         return Err(Refusal::Form("its parts do not add up"));
     }
-    Ok(Outcome::Concat(Concat { node: id, parts, shape, order }))
+    Ok(Outcome::Concat(Concat { node: id, parts, along, shape, order }))
 }
 
 pub(super) fn lower_expand(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {

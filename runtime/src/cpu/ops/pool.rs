@@ -1,9 +1,14 @@
-//! GlobalAveragePool (i32 sum, one f32 multiplier) and MaxPool (on the bytes).
+//! GlobalAveragePool (i32 sum, one f32 multiplier), AveragePool (f32 sums in the window's order, as ONNX Runtime), means
+//! over all pixels or channels, MaxPool and GlobalMaxPool (on the bytes).
 
-use super::super::{
-    kernels::{Target, rint},
-    lower::{Activation, Lowering, Outcome, Pending, Refusal},
-    plan::{Context, Operation, Quantity, Shape, View, ViewMut},
+use super::{
+    super::{
+        convert::reals,
+        kernels::{Target, rint},
+        lower::{Activation, Lowering, Outcome, Pending, Refusal},
+        plan::{Context, Operation, Order, Quantity, Shape, View, ViewMut},
+    },
+    layout::ints,
 };
 use crate::{graph::NodeId, shape};
 
@@ -49,14 +54,167 @@ impl Operation for GlobalAverage {
     }
 }
 
-pub(super) fn lower_max(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
-    let input = lowering.channels_last(id, 0)?;
-    let output = lowering.output_shape(id)?;
+/// ReduceMean over all pixels, or over the channels: exact sums, then f32 as ONNX says.
+pub(super) fn lower_mean(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.activation(id, 0)?;
+    let value = lowering.input(id, 0).ok_or(Refusal::Form("it has no input"))?;
+    let rank = lowering.shapes().of(value).map_or(0, <[usize]>::len);
+    let axes = ints(lowering, id, 1, "axes")?.unwrap_or_default();
+    let mut axes: Vec<i64> = axes.into_iter().map(|a| a.rem_euclid(rank.max(1) as i64)).collect();
+    axes.sort_unstable();
+    let spatial: Vec<i64> = (2..rank as i64).collect();
+    let output = lowering.output(id)?;
+    let (order, over_pixels) = if rank > 2 && axes == spatial {
+        (Order::ChannelsLast, true)
+    } else if axes == [1] && rank > 2 {
+        (Order::ChannelsLast, false)
+    } else if axes == [rank as i64 - 1] {
+        (Order::RowMajor, false)
+    } else {
+        return Err(Refusal::Form("it is no mean of all pixels or of all channels"));
+    };
+    let input = lowering.ordered(id, input, value, order)?;
+    // Without the dimensions that went, what is left lies row by row, the same bytes.
+    let Shape { h, w, c } = input.shape;
+    let kept = if over_pixels { Shape { h: 1, w: 1, c } } else { Shape { h, w, c: 1 } };
+    let keeps = lowering.graph().proto(id).int("keepdims").unwrap_or(1) != 0;
+    let rows = Order::RowMajor;
+    let (shape, order) = if keeps { (kept, order) } else { (lowering.shape_in(output, rows)?, rows) };
+    let count = input.shape.bytes() / kept.bytes();
+    if shape.bytes() != kept.bytes() || count > 1 << 22 {
+        return Err(Refusal::Form("its sizes make no sense"));
+    }
+    let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
+        let channels = [input.shape.c, shape.c];
+        Ok(Box::new(Mean { over_pixels, channels, count, from: input.quantity, scale: result.scale, target }))
+    };
+    Ok(Outcome::Pending(Pending { order, ..Pending::new(id, &[input], shape, finish) }))
+}
+
+struct Mean {
+    /// Over all pixels; otherwise over the channels of each.
+    over_pixels: bool,
+    /// Of the input and of the output.
+    channels: [usize; 2],
+    /// How many go into one.
+    count: usize,
+    from: Quantity,
+    scale: f32,
+    target: Target,
+}
+
+impl Operation for Mean {
+    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+        let Target { zero, low, high } = self.target;
+        let zeros = i32::from(self.from.zero) * self.count as i32;
+        let byte = |sum: i32| {
+            let real = (sum - zeros) as f32 * self.from.scale / self.count as f32;
+            (rint(real / self.scale) + i32::from(zero)).clamp(low.into(), high.into()) as u8
+        };
+        let pixels = || inputs[0].pixels(self.channels[0]);
+        let out = output.pixels(self.channels[1]).flatten();
+        if self.over_pixels {
+            out.enumerate().for_each(|(c, out)| *out = byte(pixels().map(|p| i32::from(p[c])).sum()));
+        } else {
+            let sums = pixels().map(|p| p.iter().map(|q| i32::from(*q)).sum());
+            out.zip(sums).for_each(|(out, sum)| *out = byte(sum));
+        }
+    }
+}
+
+fn window(lowering: &Lowering<'_>, id: NodeId) -> Result<shape::Window, Refusal> {
     let proto = lowering.graph().proto(id);
     let kernel: Option<Vec<usize>> =
         proto.ints("kernel_shape").and_then(|k| k.iter().map(|k| usize::try_from(*k).ok()).collect());
     let kernel = kernel.filter(|k| k.len() == 2).ok_or(Refusal::Form("it has not two spatial dimensions"))?;
-    let window = shape::Window::of(proto, &kernel).ok_or(Refusal::Form("its window makes no sense"))?;
+    shape::Window::of(proto, &kernel).ok_or(Refusal::Form("its window makes no sense"))
+}
+
+pub(super) fn lower_window_average(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.channels_last(id, 0)?;
+    let output = lowering.output_shape(id)?;
+    let window = window(lowering, id)?;
+    let counts_padding = lowering.graph().proto(id).int("count_include_pad").unwrap_or(0) != 0;
+    let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
+        let (window, values) = (window.clone(), Box::new(reals(input.quantity)));
+        let (input, scale) = (input.shape, result.scale);
+        Ok(Box::new(Average { window, input, output, values, counts_padding, scale, target }))
+    };
+    Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
+}
+
+/// Off-spec: the zero point joins before rounding.
+struct Average {
+    window: shape::Window,
+    input: Shape,
+    output: Shape,
+    values: Box<[f32; 256]>,
+    counts_padding: bool,
+    scale: f32,
+    target: Target,
+}
+
+impl Operation for Average {
+    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+        let Shape { h, w, c } = self.input;
+        let Target { zero, low, high } = self.target;
+        let mut sums = vec![0.0f32; c];
+        for (i, pixel) in output.pixels(c).enumerate() {
+            let (y, x) = (i / self.output.w, i % self.output.w);
+            sums.fill(0.0);
+            let mut count = 0;
+            for y in inside(&self.window, 0, y, h) {
+                for x in inside(&self.window, 1, x, w) {
+                    let from = &inputs[0].bytes[(y * w + x) * inputs[0].stride..][..c];
+                    sums.iter_mut().zip(from).for_each(|(sum, q)| *sum += self.values[usize::from(*q)]);
+                    count += 1;
+                }
+            }
+            if self.counts_padding {
+                count = with_padding(&self.window, 0, y, h) * with_padding(&self.window, 1, x, w);
+            }
+            for (out, sum) in pixel.iter_mut().zip(&sums) {
+                let value = sum / count.max(1) as f32 / self.scale + f32::from(zero);
+                *out = rint(value).clamp(low.into(), high.into()) as u8;
+            }
+        }
+    }
+}
+
+/// Input positions under a window along one dimension.
+fn inside(window: &shape::Window, d: usize, out: usize, size: usize) -> impl Iterator<Item = usize> {
+    let (before, _) = window.pads(d, size);
+    let (first, dilation) = (out * window.strides[d], window.dilations[d]);
+    let taps = (0..window.kernel[d]).map(move |k| (first + k * dilation).checked_sub(before));
+    taps.flatten().filter(move |at| *at < size)
+}
+
+/// Positions under a window, padding counted, but not what a rounded-up size adds behind it.
+fn with_padding(window: &shape::Window, d: usize, out: usize, size: usize) -> usize {
+    let (before, after) = window.pads(d, size);
+    let taps = (0..window.kernel[d]).map(|k| out * window.strides[d] + k * window.dilations[d]);
+    taps.filter(|at| *at < before + size + after).count()
+}
+
+/// GlobalMaxPool: a window as large as the input.
+pub(super) fn lower_global_max(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.channels_last(id, 0)?;
+    let output = lowering.output_shape(id)?;
+    let window = shape::Window {
+        kernel: vec![input.shape.h, input.shape.w],
+        strides: vec![1, 1],
+        dilations: vec![1, 1],
+        pads: shape::Pads::Explicit(vec![0; 4]),
+        ceil: false,
+    };
+    let made = lowering.step(id, &[input], output, Box::new(Max { window, input: input.shape, output }));
+    Ok(Outcome::Real(Activation { made, offset: 0, shape: output, ..input }))
+}
+
+pub(super) fn lower_max(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    let input = lowering.channels_last(id, 0)?;
+    let output = lowering.output_shape(id)?;
+    let window = window(lowering, id)?;
     // The largest byte has the largest value.
     let made = lowering.step(id, &[input], output, Box::new(Max { window, input: input.shape, output }));
     Ok(Outcome::Real(Activation { made, offset: 0, shape: output, ..input }))
@@ -72,18 +230,11 @@ impl Operation for Max {
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let input = inputs[0];
         let Shape { h, w, c } = self.input;
-        let (top, left) = (self.window.pads(0, h).0, self.window.pads(1, w).0);
-        let [kernel, strides, dilations] =
-            [&self.window.kernel, &self.window.strides, &self.window.dilations];
         // Padding never wins: it counts as the least byte.
-        let inside = |d: usize, out: usize, before: usize, size: usize| {
-            let taps = (0..kernel[d]).map(move |k| (out * strides[d] + k * dilations[d]).checked_sub(before));
-            taps.flatten().filter(move |at| *at < size)
-        };
         for (i, pixel) in output.pixels(c).enumerate() {
             pixel.fill(0);
-            for y in inside(0, i / self.output.w, top, h) {
-                for x in inside(1, i % self.output.w, left, w) {
+            for y in inside(&self.window, 0, i / self.output.w, h) {
+                for x in inside(&self.window, 1, i % self.output.w, w) {
                     let from = &input.bytes[(y * w + x) * input.stride..][..c];
                     pixel.iter_mut().zip(from).for_each(|(out, q)| *out = (*out).max(*q));
                 }

@@ -1,11 +1,16 @@
-//! Resize to the nearest byte; Upsample is its older form.
+//! Resize, to the nearest byte or mixed of four neighbours in f32; Upsample is its older form.
 //!
 //! ONNX Resize 10 to 19 with constant scales or sizes; every coordinate transformation and rounding there is, but
-//! `tf_crop_and_resize`.
+//! `tf_crop_and_resize`, antialiasing and cubic.
 
-use super::super::{
-    lower::{Activation, Lowering, Outcome, Refusal},
-    plan::{Context, Operation, View, ViewMut},
+use super::{
+    super::{
+        convert::reals,
+        kernels::{Target, rint},
+        lower::{Activation, Lowering, Outcome, Pending, Refusal},
+        plan::{Context, Operation, Quantity, View, ViewMut},
+    },
+    select::{Channels, Select},
 };
 use crate::{graph::NodeId, onnx::NodeProto};
 
@@ -13,9 +18,11 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
     let proto = lowering.graph().proto(id);
-    if proto.string("mode").unwrap_or("nearest") != "nearest" {
-        return Err(Refusal::Form("it mixes neighbours"));
-    }
+    let linear = match proto.string("mode").unwrap_or("nearest") {
+        "nearest" => false,
+        "linear" if proto.int("antialias").unwrap_or(0) == 0 => true,
+        _ => return Err(Refusal::Form("it mixes more than four neighbours")),
+    };
     if output.c != input.shape.c {
         return Err(Refusal::Form("it resizes channels"));
     }
@@ -42,73 +49,117 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     if rank != Some(4) {
         return Err(Refusal::Form("it has not two spatial dimensions"));
     }
-    let indices = |d, from: usize, to: usize| -> Option<Vec<usize>> {
+    let opset = lowering.graph().opset();
+    let places = |d, from: usize, to: usize| -> Option<Vec<f32>> {
         let scale = scale(d, from, to).filter(|s| s.is_finite() && *s > 0.0)?;
-        (0..to).map(|i| nearest(proto, lowering.graph().opset(), i, from, to, scale)).collect()
+        (0..to).map(|i| place(proto, opset, i, from, to, scale)).collect()
     };
-    let rows = indices(2, input.shape.h, output.h);
-    let columns = indices(3, input.shape.w, output.w);
-    let (rows, columns) =
-        rows.zip(columns).ok_or(Refusal::Form("a coordinate transformation that is not known"))?;
-    let operation = Nearest { rows, columns, width: input.shape.w, channels: output.c };
+    let rows = places(2, input.shape.h, output.h);
+    let columns = places(3, input.shape.w, output.w);
+    let unknown = Refusal::Form("a coordinate transformation that is not known");
+    let (rows, columns) = rows.zip(columns).ok_or(unknown)?;
+    if linear {
+        let rows: Vec<Mix> = rows.into_iter().map(|at| Mix::of(at, input.shape.h)).collect();
+        let columns: Vec<Mix> = columns.into_iter().map(|at| Mix::of(at, input.shape.w)).collect();
+        let (width, channels) = (input.shape.w, input.shape.c);
+        let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
+            let (rows, columns, values) = (rows.clone(), columns.clone(), Box::new(reals(input.quantity)));
+            Ok(Box::new(Linear { rows, columns, values, width, channels, scale: result.scale, target }))
+        };
+        return Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)));
+    }
+    let nearest = |places: Vec<f32>, from: usize| -> Option<Vec<Option<usize>>> {
+        places.into_iter().map(|at| nearest(proto, opset, at, from).map(Some)).collect()
+    };
+    let indices = nearest(rows, input.shape.h).zip(nearest(columns, input.shape.w));
+    let (rows, columns) = indices.ok_or(Refusal::Form("a rounding that is not known"))?;
+    let channels = Channels::All(output.c);
+    let operation = Select { rows, columns, channels, width: input.shape.w, fill: 0 };
     let made = lowering.step(id, &[input], output, Box::new(operation));
     Ok(Outcome::Real(Activation { made, offset: 0, shape: output, ..input }))
 }
 
-/// Where output `i` of `to` comes from among `from` inputs.
-fn nearest(proto: &NodeProto, opset: i64, i: usize, from: usize, to: usize, scale: f64) -> Option<usize> {
+/// Where output `i` of `to` lies among `from` inputs. ONNX computes in f32.
+fn place(proto: &NodeProto, opset: i64, i: usize, from: usize, to: usize, scale: f64) -> Option<f32> {
     let old = proto.op_type == "Upsample" || opset < 11;
-    let mode = if old {
-        "asymmetric"
-    } else {
-        proto.string("coordinate_transformation_mode").unwrap_or("half_pixel")
-    };
-    let (i, from, length) = (i as f64, from as f64, to as f64);
-    let at = match mode {
+    let mode = proto.string("coordinate_transformation_mode").unwrap_or("half_pixel");
+    let (i, from, length, scale) = (i as f32, from as f32, to as f32, scale as f32);
+    Some(match if old { "asymmetric" } else { mode } {
         "asymmetric" => i / scale,
         "half_pixel" => (i + 0.5) / scale - 0.5,
         "half_pixel_symmetric" => {
             let adjustment = length / (scale * from);
-            let centre = from / 2.0;
-            centre * (1.0 - adjustment) + (i + 0.5) / scale - 0.5
+            from / 2.0 * (1.0 - adjustment) + (i + 0.5) / scale - 0.5
         }
         "pytorch_half_pixel" if length > 1.0 => (i + 0.5) / scale - 0.5,
         "pytorch_half_pixel" => 0.0,
         "align_corners" if length > 1.0 => i * (from - 1.0) / (length - 1.0),
         "align_corners" => 0.0,
         _ => return None,
-    };
-    // ONNX computes in f32.
-    let at = f64::from(at as f32);
-    let at = match proto.string("nearest_mode").filter(|_| !old).unwrap_or(if old {
-        "floor"
-    } else {
-        "round_prefer_floor"
-    }) {
-        "round_prefer_floor" => (at - 0.5).ceil(),
+    })
+}
+
+fn nearest(proto: &NodeProto, opset: i64, at: f32, from: usize) -> Option<usize> {
+    let old = proto.op_type == "Upsample" || opset < 11;
+    let at = match proto.string("nearest_mode").filter(|_| !old).unwrap_or(if old { "floor" } else { "" }) {
+        "round_prefer_floor" | "" => (at - 0.5).ceil(),
         "round_prefer_ceil" => (at + 0.5).floor(),
         "floor" => at.floor(),
         "ceil" => at.ceil(),
         _ => return None,
     };
-    Some(at.clamp(0.0, from - 1.0) as usize)
+    Some(at.clamp(0.0, from as f32 - 1.0) as usize)
 }
 
-/// Pixels copied from the row and the column that each output row and column names.
-struct Nearest {
-    rows: Vec<usize>,
-    columns: Vec<usize>,
+/// Two neighbours and what of each.
+#[derive(Debug, Clone, Copy)]
+struct Mix {
+    at: [usize; 2],
+    weights: [f32; 2],
+}
+
+impl Mix {
+    fn of(place: f32, size: usize) -> Self {
+        let place = place.clamp(0.0, size as f32 - 1.0);
+        let first = place as usize;
+        let second = (first + 1).min(size - 1);
+        if first == second {
+            return Self { at: [first, second], weights: [0.5, 0.5] };
+        }
+        Self { at: [first, second], weights: [second as f32 - place, place - first as f32] }
+    }
+}
+
+/// The sum of the four neighbours in ONNX Runtime's order, then one rounding.
+struct Linear {
+    rows: Vec<Mix>,
+    columns: Vec<Mix>,
+    values: Box<[f32; 256]>,
     width: usize,
     channels: usize,
+    scale: f32,
+    target: Target,
 }
 
-impl Operation for Nearest {
+impl Operation for Linear {
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let View { bytes, stride } = inputs[0];
         let mut pixels = output.pixels(self.channels);
+        let Target { zero, low, high } = self.target;
         for row in &self.rows {
             for (column, pixel) in self.columns.iter().zip(&mut pixels) {
-                pixel.copy_from_slice(&bytes[(row * self.width + column) * stride..][..self.channels]);
+                let from = |y: usize, x: usize| {
+                    &bytes[(row.at[y] * self.width + column.at[x]) * stride..][..self.channels]
+                };
+                let (a, b, c, d) = (from(0, 0), from(0, 1), from(1, 0), from(1, 1));
+                let weight = |y: usize, x: usize| column.weights[x] * row.weights[y];
+                let weights = [weight(0, 0), weight(0, 1), weight(1, 0), weight(1, 1)];
+                let real = |q: &u8| self.values[usize::from(*q)];
+                for (i, out) in pixel.iter_mut().enumerate() {
+                    let sum = weights[0] * real(&a[i]) + weights[1] * real(&b[i]);
+                    let sum = sum + weights[2] * real(&c[i]) + weights[3] * real(&d[i]);
+                    *out = (rint(sum / self.scale) + i32::from(zero)).clamp(low.into(), high.into()) as u8;
+                }
             }
         }
     }
