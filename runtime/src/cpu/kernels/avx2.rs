@@ -146,6 +146,12 @@ impl<D: Dot> Simd for Wide<D> {
     }
 
     #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // Safety: a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn dot(self, sums: __m256i, bytes: __m256i, weights: __m256i) -> __m256i {
         self.0.dot256(sums, bytes, weights)
     }
@@ -314,6 +320,12 @@ impl<D: Dot> Simd for Narrow<D> {
     }
 
     #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // Safety: a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn dot(self, sums: __m128i, bytes: __m128i, weights: __m128i) -> __m128i {
         self.0.dot128(sums, bytes, weights)
     }
@@ -471,7 +483,22 @@ pub(super) unsafe fn depthwise_vnni(
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn add(token: Token, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) -> usize {
     // Safety: the caller's word.
-    unsafe { bytewise::add_vectors(Wide(token), a, b, sum, out) }
+    unsafe {
+        let done = bytewise::add_vectors(Wide(token), a, b, sum, out, 0);
+        let done = bytewise::add_vectors(Narrow(token), a, b, sum, out, done);
+        bytewise::add_rest(Narrow(token), a, b, sum, out, done)
+    }
+}
+
+/// # Safety
+/// As [`bytewise::maxima_vectors`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn maxima(token: Token, input: &[u8], taps: &[usize], out: &mut [u8]) -> usize {
+    // Safety: the caller's word.
+    unsafe {
+        let done = bytewise::maxima_vectors(Wide(token), input, taps, out, 0);
+        bytewise::maxima_vectors(Narrow(token), input, taps, out, done)
+    }
 }
 
 /// # Safety

@@ -122,6 +122,12 @@ impl Simd for Token {
     }
 
     #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // Safety: a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn dot(self, sums: __m512i, bytes: __m512i, weights: __m512i) -> __m512i {
         // Safety: the token proves the instruction.
         unsafe { _mm512_dpbusd_epi32(sums, bytes, weights) }
@@ -273,7 +279,24 @@ pub(super) unsafe fn depthwise(token: Token, filters: &Filters, rows: &Rows, tar
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) unsafe fn add(token: Token, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) -> usize {
     // Safety: the caller's word.
-    unsafe { bytewise::add_vectors(token, a, b, sum, out) }
+    unsafe {
+        let done = bytewise::add_vectors(token, a, b, sum, out, 0);
+        let done = bytewise::add_vectors(Wide(token), a, b, sum, out, done);
+        let done = bytewise::add_vectors(Narrow(token), a, b, sum, out, done);
+        bytewise::add_rest(Narrow(token), a, b, sum, out, done)
+    }
+}
+
+/// # Safety
+/// As [`bytewise::maxima_vectors`].
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn maxima(token: Token, input: &[u8], taps: &[usize], out: &mut [u8]) -> usize {
+    // Safety: the caller's word.
+    unsafe {
+        let done = bytewise::maxima_vectors(token, input, taps, out, 0);
+        let done = bytewise::maxima_vectors(Wide(token), input, taps, out, done);
+        bytewise::maxima_vectors(Narrow(token), input, taps, out, done)
+    }
 }
 
 /// Looks up whole vectors of bytes, if there is a permutation for it; returns how many bytes are done.

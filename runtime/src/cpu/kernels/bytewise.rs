@@ -39,6 +39,26 @@ pub(crate) fn add(isa: Isa, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) {
     }
 }
 
+/// The largest of the bytes at `taps` of `input`, for each byte of `out`.
+pub(crate) fn maxima(isa: Isa, input: &[u8], taps: &[usize], out: &mut [u8]) {
+    assert!(taps.iter().all(|tap| tap + out.len() <= input.len()));
+    // Safety: all taps have as many bytes as `out`; the tokens prove the instructions.
+    let done = unsafe {
+        match isa {
+            Isa::Scalar => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(token) => super::avx2::maxima(token, input, taps, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni(token) => super::avx2::maxima(token.into(), input, taps, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(token) => super::avx512::maxima(token, input, taps, out),
+        }
+    };
+    for (i, out) in out.iter_mut().enumerate().skip(done) {
+        *out = taps.iter().map(|tap| input[tap + i]).max().unwrap_or(0);
+    }
+}
+
 /// Each byte becomes its entry.
 pub(crate) fn lookup(isa: Isa, table: &[u8; 256], bytes: &mut [u8]) {
     let done = match isa {
@@ -151,31 +171,107 @@ pub(super) unsafe fn quantise_vectors<S: Simd>(simd: S, job: Quantise, out: *mut
     pixel
 }
 
-/// Whole vectors; returns how many bytes are done.
+/// Whole vectors from `at` on; returns how many bytes are done.
 ///
 /// # Safety
 /// `a` and `b` are as long as `out`.
 #[inline(always)]
-pub(super) unsafe fn add_vectors<S: Simd>(simd: S, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) -> usize {
+pub(super) unsafe fn add_vectors<S: Simd>(
+    simd: S,
+    a: &[u8],
+    b: &[u8],
+    sum: Sum,
+    out: &mut [u8],
+    mut at: usize,
+) -> usize {
     let bytes = 16 * S::LANES;
+    while at + bytes <= out.len() {
+        // Safety: a vector from `at` in each.
+        unsafe { add_vector(simd, a.as_ptr().add(at), b.as_ptr().add(at), sum, out.as_mut_ptr().add(at)) };
+        at += bytes;
+    }
+    at
+}
+
+/// What whole vectors leave; `simd` has 16 bytes.
+///
+/// # Safety
+/// `a` and `b` are as long as `out`.
+#[inline(always)]
+pub(super) unsafe fn add_rest<S: Simd>(
+    simd: S,
+    a: &[u8],
+    b: &[u8],
+    sum: Sum,
+    out: &mut [u8],
+    at: usize,
+) -> usize {
+    let length = out.len();
+    if at == length {
+        return length;
+    }
+    // Safety: the last 16 bytes, some of them once more; or copies with room for 16.
+    unsafe {
+        if let Some(last) = length.checked_sub(16) {
+            add_vector(simd, a.as_ptr().add(last), b.as_ptr().add(last), sum, out.as_mut_ptr().add(last));
+        } else {
+            let mut copies = [[0u8; 16]; 3];
+            copies[0][..length].copy_from_slice(a);
+            copies[1][..length].copy_from_slice(b);
+            let [a, b, sums] = &mut copies;
+            add_vector(simd, a.as_ptr(), b.as_ptr(), sum, sums.as_mut_ptr());
+            out.copy_from_slice(&sums[..length]);
+        }
+    }
+    length
+}
+
+/// # Safety
+/// All three have the bytes of a vector.
+#[inline(always)]
+unsafe fn add_vector<S: Simd>(simd: S, a: *const u8, b: *const u8, sum: Sum, out: *mut u8) {
     let (ratio_a, ratio_b) = (simd.splat_real(sum.ratio_a), simd.splat_real(sum.ratio_b));
     let fixed = simd.splat_real(sum.fixed);
     // The zero point is in `fixed`.
     let finish = Finish::new(simd, Target { zero: 0, low: sum.low, high: sum.high });
-    let whole = out.len() / bytes * bytes;
-    let mut at = 0;
-    while at < whole {
-        // Safety: a vector from `at` in each.
-        let (left, right) = unsafe { (simd.load(a.as_ptr().add(at)), simd.load(b.as_ptr().add(at))) };
-        let (left, right) = (simd.widen(left), simd.widen(right));
-        let mut quad = [simd.zero(); 4];
-        for q in 0..4 {
-            let inner = simd.mul_add(simd.to_real(right[q]), ratio_b, fixed);
-            quad[q] = finish.round_real(simd, simd.mul_add(simd.to_real(left[q]), ratio_a, inner));
+    // Safety: the caller's word.
+    let (left, right) = unsafe { (simd.load(a), simd.load(b)) };
+    let (left, right) = (simd.widen(left), simd.widen(right));
+    let mut quad = [simd.zero(); 4];
+    for q in 0..4 {
+        let inner = simd.mul_add(simd.to_real(right[q]), ratio_b, fixed);
+        quad[q] = finish.round_real(simd, simd.mul_add(simd.to_real(left[q]), ratio_a, inner));
+    }
+    // Safety: the caller's word.
+    unsafe { simd.store(out, finish.bytes(simd, quad)) };
+}
+
+/// Whole vectors from `at` on, the last with bytes once more where they do not divide; returns how many are done.
+///
+/// # Safety
+/// From each tap on `input` is as long as `out`.
+#[inline(always)]
+pub(super) unsafe fn maxima_vectors<S: Simd>(
+    simd: S,
+    input: &[u8],
+    taps: &[usize],
+    out: &mut [u8],
+    mut at: usize,
+) -> usize {
+    let (bytes, length) = (16 * S::LANES, out.len());
+    let ([first, others @ ..], true) = (taps, length >= bytes) else { return at };
+    while at < length {
+        let from = at.min(length - bytes);
+        // Safety: a vector from `from` on.
+        unsafe {
+            let start = input.as_ptr().add(from);
+            let mut most = simd.load(start.add(*first));
+            for tap in others {
+                most = simd.max_bytes(most, simd.load(start.add(*tap)));
+            }
+            simd.store(out.as_mut_ptr().add(from), most);
         }
-        // Safety: as above.
-        unsafe { simd.store(out.as_mut_ptr().add(at), finish.bytes(simd, quad)) };
         at += bytes;
     }
-    whole
+    length
 }

@@ -19,7 +19,7 @@ mod simd;
 mod team;
 
 pub(crate) use aligned::Bytes;
-pub(crate) use bytewise::{Sum, add, lookup, quantise};
+pub(crate) use bytewise::{Sum, add, lookup, maxima, quantise};
 pub(crate) use depthwise::{Filters, Planes, depthwise};
 pub(crate) use peak::multiply_accumulate;
 pub(crate) use product::{Finished, Matrix, Place, Windows, product};
@@ -300,6 +300,20 @@ mod tests {
             for isa in Isa::all() {
                 let mut out = vec![0; length];
                 add(isa, &a, &b, sum, &mut out);
+                prop_assert!(out == wanted, "{}", isa.name());
+            }
+        }
+
+        #[test]
+        fn maxima_are_the_same_on_every_instruction_set(
+            (length, taps) in (1usize..200, prop::collection::vec(0usize..100, 0..30)), seed in any::<u64>(),
+        ) {
+            let input: Vec<u8> = { let mut next = values(seed); (0..300).map(|_| next() as u8).collect() };
+            let wanted = (0..length).map(|i| taps.iter().map(|tap| input[tap + i]).max().unwrap_or(0));
+            let wanted: Vec<u8> = wanted.collect();
+            for isa in Isa::all() {
+                let mut out = vec![7; length];
+                maxima(isa, &input, &taps, &mut out);
                 prop_assert!(out == wanted, "{}", isa.name());
             }
         }

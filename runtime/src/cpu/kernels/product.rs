@@ -15,6 +15,8 @@ use super::{
     simd::{Finish, Simd},
 };
 
+/// A line of a cache.
+const LINE: usize = 64;
 /// Four bytes of a row at a time.
 const STEP: usize = 4;
 
@@ -369,6 +371,11 @@ impl Job<'_> {
         let Windows { width, right, down, .. } = self.windows;
         let (mut row, mut x) = (rows.start, rows.start % width);
         let mut line = self.windows.start + row / width * down;
+        // While a block is multiplied, the next one's weights come nearer: a line a step, from here on.
+        let own = matrix.weights[block.weights..].as_ptr();
+        let next = own.wrapping_add(tile.runs.len() * tile.steps * V * 16 * S::LANES);
+        let lines = tile.runs.len() * tile.steps * LINE;
+        let (mut ahead, end) = (next, next.wrapping_add(tile.runs.len() * tile.steps * V * 16 * S::LANES));
         while row < rows.end {
             // Where rows are fewer than the tile's, the last comes again.
             let mut from = [self.input.as_ptr(); R];
@@ -391,7 +398,8 @@ impl Job<'_> {
                 }
             }
             // Safety: whole rows of both sides.
-            unsafe { tile.run::<R, V>(from, to) };
+            unsafe { tile.run::<R, V>(from, to, if ahead < end { ahead } else { own }) };
+            ahead = ahead.wrapping_add(lines);
         }
     }
 }
@@ -413,7 +421,12 @@ impl<S: Simd> Tile<'_, S> {
     /// # Safety
     /// Every row of `from` has all runs, every row of `to` the block's columns; the block has `V` vectors.
     #[inline(always)]
-    unsafe fn run<const R: usize, const V: usize>(&self, from: [*const u8; R], to: [*mut u8; R]) {
+    unsafe fn run<const R: usize, const V: usize>(
+        &self,
+        from: [*const u8; R],
+        to: [*mut u8; R],
+        mut ahead: *const u8,
+    ) {
         let simd = self.simd;
         let bytes = 16 * S::LANES;
         let mut sums = [[simd.zero(); V]; R];
@@ -439,6 +452,8 @@ impl<S: Simd> Tile<'_, S> {
                         sums[r][v] = simd.dot(sums[r][v], four, weights[v]);
                     }
                 }
+                simd.prefetch(ahead);
+                ahead = ahead.wrapping_add(LINE);
                 // Safety: at most the end of the block's weights.
                 at = unsafe { at.add(V * bytes) };
             }

@@ -61,6 +61,10 @@ pub(super) trait Simd: Copy {
         }
     }
 
+    /// Fetches the cache line of an address into the second-level cache; any address will do.
+    #[inline(always)]
+    fn prefetch(self, _address: *const u8) {}
+
     /// Adds to each 32-bit sum the products of its four unsigned bytes, less [`super::Isa::shift`], with its four weights.
     fn dot(self, sums: Self::Int, bytes: Self::Int, weights: Self::Int) -> Self::Int;
 

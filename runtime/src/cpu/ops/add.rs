@@ -230,7 +230,7 @@ impl Binary {
 }
 
 impl Operation for Binary {
-    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
         let (a, b) = (inputs[0], inputs[1]);
         if [a.stride, b.stride, output.stride] == [self.channels; 3] && self.stretched == [false; 2] {
             let (isa, size) = (context.isa, context.team.piece(output.bytes.len(), 64, 16 << 10));
@@ -241,10 +241,15 @@ impl Operation for Binary {
         }
         let step = |view: View<'_>, stretched: bool| if stretched { 0 } else { view.stride };
         let (step_a, step_b) = (step(a, self.stretched[0]), step(b, self.stretched[1]));
-        for (i, output) in output.pixels(self.channels).enumerate() {
-            let a = &a.bytes[i * step_a..][..self.channels];
-            self.row(context.isa, a, &b.bytes[i * step_b..][..self.channels], output);
-        }
+        let (isa, line) = (context.isa, output.stride.max(1));
+        let size = context.team.piece(output.bytes.len(), line, 16 << 10);
+        context.team.pieces(output.bytes, size, |part, output| {
+            for (i, output) in output.chunks_mut(line).enumerate() {
+                let i = part * (size / line) + i;
+                let (a, b) = (&a.bytes[i * step_a..], &b.bytes[i * step_b..]);
+                self.row(isa, &a[..self.channels], &b[..self.channels], &mut output[..self.channels]);
+            }
+        });
     }
 
     fn fuse_table(&mut self, table: &[u8; 256]) -> bool {

@@ -4,7 +4,7 @@
 use super::{
     super::{
         convert::reals,
-        kernels::{Target, rint},
+        kernels::{Target, maxima, rint},
         lower::{Activation, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Order, Quantity, Shape, View, ViewMut},
     },
@@ -220,6 +220,9 @@ pub(super) fn lower_max(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outco
     Ok(Outcome::Real(Activation { made, offset: 0, shape: output, ..input }))
 }
 
+/// Taps of a window that are looked at together; further ones come one by one.
+const TAPS_MAX: usize = 256;
+
 struct Max {
     window: shape::Window,
     input: Shape,
@@ -227,18 +230,38 @@ struct Max {
 }
 
 impl Operation for Max {
-    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
-        let input = inputs[0];
+    fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
+        let (isa, input) = (context.isa, inputs[0]);
         let Shape { h, w, c } = self.input;
-        // Padding never wins: it counts as the least byte.
-        for (i, pixel) in output.pixels(c).enumerate() {
-            pixel.fill(0);
-            for y in inside(&self.window, 0, i / self.output.w, h) {
-                for x in inside(&self.window, 1, i % self.output.w, w) {
-                    let from = &input.bytes[(y * w + x) * input.stride..][..c];
-                    pixel.iter_mut().zip(from).for_each(|(out, q)| *out = (*out).max(*q));
+        let line = output.stride.max(1);
+        let size = context.team.piece(output.bytes.len(), line, 4 << 10);
+        context.team.pieces(output.bytes, size, |part, output| {
+            for (i, pixel) in output.chunks_mut(line).enumerate() {
+                let (i, pixel) = (part * (size / line) + i, &mut pixel[..c]);
+                // Padding never wins: it counts as the least byte.
+                let mut taps = [0; TAPS_MAX];
+                let mut count = 0;
+                for y in inside(&self.window, 0, i / self.output.w, h) {
+                    for x in inside(&self.window, 1, i % self.output.w, w) {
+                        let tap = (y * w + x) * input.stride;
+                        if let Some(free) = taps.get_mut(count) {
+                            *free = tap;
+                        } else if count == TAPS_MAX {
+                            maxima(isa, input.bytes, &taps, pixel);
+                        }
+                        count += 1;
+                        if count > TAPS_MAX {
+                            pixel
+                                .iter_mut()
+                                .zip(&input.bytes[tap..])
+                                .for_each(|(out, q)| *out = (*out).max(*q));
+                        }
+                    }
+                }
+                if count <= TAPS_MAX {
+                    maxima(isa, input.bytes, &taps[..count], pixel);
                 }
             }
-        }
+        });
     }
 }
