@@ -114,7 +114,8 @@ fn rewritten(
     for [tensor, scale, zero] in &form.inputs {
         constant(*scale)?;
         // Scales of weights run along what their results run along.
-        let axis = if form.operator == "Conv" { 0 } else { 1 };
+        let rows = form.operator == "Conv" || node.int("transB").unwrap_or(0) != 0;
+        let axis = if rows { 0 } else { 1 };
         inputs.push(real(*tensor, named(&[*tensor, *scale, *zero]), many(*scale).then_some(axis)));
     }
     let mut bias_scale = None;
