@@ -192,6 +192,11 @@ pub(super) struct Fixed<'a> {
 impl Fixed<'_> {
     /// What is left of bytes without their zero points, if that fits s8.
     pub(super) fn centred(&self) -> Option<Vec<i8>> {
+        if self.zeros.iter().all(|zero| *zero == 0)
+            && let Ok(values) = self.tensor.to_i8()
+        {
+            return Some(values);
+        }
         let values = integers(self.tensor)?;
         let dims = self.tensor.shape()?;
         let axis = usize::try_from(self.axis.rem_euclid(dims.len().max(1) as i64)).ok()?;

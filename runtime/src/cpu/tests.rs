@@ -188,35 +188,95 @@ proptest! {
 
     #[test]
     fn other_operators_agree_with_float(
-        operator in 0usize..5, (c, h, w) in (1usize..40, 1usize..9, 1usize..9),
+        operator in 0..OPERATORS.len(), (c, h, w) in (2usize..40, 2usize..9, 2usize..9),
         zero in any::<u8>(), scale in 0.02f32..0.2, seed in any::<u64>(),
     ) {
         let mut graph = frame(&[1, c, h, w]);
-        graph.initializer.push(TensorProto::f32("six", &[], &[2.5]));
-        graph.initializer.push(TensorProto::f32("zero", &[], &[-0.5]));
-        let node = match operator {
-            0 => NodeProto::new("Add", "n", ["x.f", "x.f"], ["y"]),
-            1 => NodeProto::new("GlobalAveragePool", "n", ["x.f"], ["y"]),
-            2 => NodeProto::new("MaxPool", "n", ["x.f"], ["y"])
-                .with_ints("kernel_shape", &[3, 2])
-                .with_ints("strides", &[2, 1])
-                .with_ints("pads", &[1, 0, 1, 1]),
-            3 => NodeProto::new("Clip", "n", ["x.f", "zero", "six"], ["y"]),
-            _ => NodeProto::new("Identity", "n", ["x.f"], ["y"]),
-        };
-        graph.node.push(node);
+        let constants = [("two.five", 2.5), ("minus.half", -0.5), ("zero", 0.0)];
+        graph.initializer.extend(constants.map(|(name, value)| TensorProto::f32(name, &[], &[value])));
+        let slopes: Vec<f32> = (0..c).map(|i| i as f32 * 0.01 - 0.05).collect();
+        graph.initializer.extend([
+            TensorProto::f32("slopes", &[c, 1, 1], &slopes),
+            TensorProto::f32("scales", &[4], &[1.0, 1.0, 2.0, 2.0]),
+            TensorProto::i64("shape", &[2], &[1, -1]),
+            TensorProto::i64("cut", &[1], &[1]),
+            TensorProto::i64("end", &[1], &[i64::MAX]),
+            TensorProto::i64("channels", &[1], &[1]),
+            TensorProto::i64("columns", &[1], &[3]),
+            TensorProto::i64("pads", &[8], &[0, 0, 1, 0, 0, 0, 2, 1]),
+            TensorProto::i64("sizes", &[2], &[1, c as i64 - 1]),
+        ]);
+        let (name, nodes) = OPERATORS[operator];
+        graph.node.extend(nodes());
         quantise(&mut graph, "y", scale, zero);
         let dims = [1, c, h, w];
         let mut next = random(seed);
         let bytes: Vec<u8> = (0..dims.iter().product()).map(|_| next() as u8).collect();
+        let refused: Vec<String> = fixtures::model(ModelProto::new(graph.clone(), 17)).explain().rows.into_iter()
+            .filter(|row| row.engine != "cpu").map(|row| format!("{} {}", row.operator, row.why)).collect();
+        prop_assert!(refused.is_empty(), "{name}: {refused:?}");
         let ours = run(graph.clone(), &dims, &bytes, EngineChoice::Cpu);
         let float = run(graph, &dims, &bytes, EngineChoice::Tract);
         match (&ours, &float) {
-            (Ok(ours), Ok(float)) => prop_assert!(nearly_equal(ours, float), "{ours:?} {float:?}"),
-            other => prop_assert!(false, "{other:?}"),
+            (Ok(ours), Ok(float)) => prop_assert!(nearly_equal(ours, float), "{name}: {ours:?} {float:?}"),
+            other => prop_assert!(false, "{name}: {other:?}"),
         }
     }
 }
+
+/// Nodes from `x.f` to `y`; more than one where an operator needs another beside it.
+type Nodes = fn() -> Vec<NodeProto>;
+
+fn op(operator: &str, inputs: &[&str]) -> NodeProto {
+    NodeProto::new(operator, "n", inputs.iter().copied(), ["y"])
+}
+
+const OPERATORS: [(&str, Nodes); 24] = [
+    ("Add", || vec![op("Add", &["x.f", "x.f"])]),
+    ("Mul", || vec![op("Mul", &["x.f", "x.f"])]),
+    ("Sub a constant", || vec![op("Sub", &["two.five", "x.f"])]),
+    ("Mul by channels", || vec![op("Mul", &["x.f", "slopes"])]),
+    ("PRelu", || vec![op("PRelu", &["x.f", "slopes"])]),
+    ("GlobalAveragePool", || vec![op("GlobalAveragePool", &["x.f"])]),
+    ("MaxPool", || {
+        let window = op("MaxPool", &["x.f"]).with_ints("kernel_shape", &[2, 2]);
+        vec![window.with_ints("strides", &[2, 1]).with_ints("pads", &[1, 0, 1, 1])]
+    }),
+    ("AveragePool", || {
+        let window = op("AveragePool", &["x.f"]).with_ints("kernel_shape", &[2, 2]);
+        vec![window.with_ints("strides", &[1, 2]).with_ints("pads", &[1, 0, 0, 1])]
+    }),
+    ("ReduceMean of pixels", || vec![op("ReduceMean", &["x.f"]).with_ints("axes", &[2, 3])]),
+    ("ReduceMean of channels", || {
+        vec![op("ReduceMean", &["x.f"]).with_ints("axes", &[1]).with_int("keepdims", 0)]
+    }),
+    ("Clip", || vec![op("Clip", &["x.f", "minus.half", "two.five"])]),
+    ("Sigmoid", || vec![op("Sigmoid", &["x.f"])]),
+    ("HardSigmoid", || vec![op("HardSigmoid", &["x.f"])]),
+    ("SiLU", || vec![NodeProto::new("Sigmoid", "s", ["x.f"], ["s"]), op("Mul", &["x.f", "s"])]),
+    ("Identity", || vec![op("Identity", &["x.f"])]),
+    ("Resize", || {
+        let node = op("Resize", &["x.f", "", "scales"]).with_string("mode", "nearest");
+        let node = node.with_string("coordinate_transformation_mode", "asymmetric");
+        vec![node.with_string("nearest_mode", "floor")]
+    }),
+    ("Transpose", || vec![op("Transpose", &["x.f"]).with_ints("perm", &[0, 3, 1, 2])]),
+    ("Flatten", || vec![op("Flatten", &["x.f"])]),
+    ("Reshape", || vec![op("Reshape", &["x.f", "shape"])]),
+    ("Slice", || vec![op("Slice", &["x.f", "cut", "end", "columns"])]),
+    ("Pad", || vec![op("Pad", &["x.f", "pads", "zero"])]),
+    ("Softmax", || vec![op("Softmax", &["x.f"]).with_int("axis", 1)]),
+    ("Split and Concat", || {
+        let split = NodeProto::new("Split", "s", ["x.f", "sizes"], ["a", "b"]).with_int("axis", 1);
+        vec![split, op("Concat", &["b", "x.f", "a"]).with_int("axis", 1)]
+    }),
+    ("Slice of channels, squared", || {
+        vec![
+            NodeProto::new("Slice", "s", ["x.f", "cut", "end", "channels"], ["part"]),
+            op("Mul", &["part", "part"]),
+        ]
+    }),
+];
 
 /// Why a node of the small network has no byte step, once it was changed; or why the whole network has none.
 fn refusal(node: &str, change: impl Fn(&mut GraphProto)) -> String {

@@ -154,8 +154,7 @@ impl Weights {
             if !multiplier.is_finite() {
                 return Err(Refusal::Form("its scales are too far apart"));
             }
-            let sum = |sign: i64| row.iter().map(|w| i64::from(*w)).filter(|w| w * sign > 0).sum::<i64>();
-            let (negative, positive) = (sum(-1), sum(1));
+            let (negative, positive) = (sum(row, |w| w.min(0)), sum(row, |w| w.max(0)));
             let folded = i64::from(*bias) - i64::from(input.zero) * (negative + positive);
             // Every partial sum lies between these two.
             let (least, most) = (folded + 255 * negative, folded + 255 * positive);
@@ -179,6 +178,12 @@ impl Weights {
     pub(super) fn at(&self, row: usize, column: usize, sums: &Sums) -> i8 {
         if sums.constant[row] { 0 } else { self.values[row * self.columns + column] }
     }
+}
+
+/// In parts short enough for i32, which processors add many of at once.
+fn sum(row: &[i8], part: impl Fn(i32) -> i32) -> i64 {
+    let short = |row: &[i8]| row.iter().map(|w| part(i32::from(*w))).sum::<i32>();
+    row.chunks(1 << 16).map(|row| i64::from(short(row))).sum()
 }
 
 /// One of each for each result.
@@ -309,13 +314,15 @@ impl Conv {
         let (columns, run) = if whole { (1, kw * channels) } else { (kw, channels) };
         let at = |ky: usize, kx: usize| (ky * dilations[0] * padded.w + kx * dilations[1]) * padded.c;
         let runs = (0..kh).flat_map(|ky| (0..columns).map(move |kx| at(ky, kx))).collect::<Vec<usize>>();
+        // ONNX has channels outermost, a window has them innermost.
+        let place = |r: usize, i: usize| i % channels * kh * kw + r * kw / columns + i / channels;
+        let places: Vec<usize> =
+            (0..runs.len()).flat_map(|r| (0..run).map(move |i| (r, i))).map(|(r, i)| place(r, i)).collect();
         let matrix = |group: usize| {
             let range = group * per_group..(group + 1) * per_group;
             let (bias, multiplier) = (&sums.bias[range.clone()], &sums.multiplier[range.clone()]);
-            // ONNX has channels outermost, a window has them innermost.
             Matrix::pack(isa, runs.len(), run, bias, multiplier, |column, r, i| {
-                let (tap, channel) = (r * kw / columns + i / channels, i % channels);
-                weights.at(range.start + column, channel * kh * kw + tap, sums)
+                weights.at(range.start + column, places[r * run + i], sums)
             })
         };
         let matrices = (0..groups).map(matrix).collect();
