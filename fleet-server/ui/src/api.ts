@@ -20,7 +20,18 @@ export type Sample = Schemas["Sample"];
 export type TrainingRun = Schemas["TrainingRun"];
 export type WindowPoint = Schemas["WindowPoint"];
 
-export const api = createClient<paths>({ baseUrl: "/", credentials: "same-origin" });
+let underWay = new AbortController();
+/** Ends every request that has no answer yet: the session that asked is over. */
+export function abandonRequests(): void {
+  underWay.abort();
+  underWay = new AbortController();
+}
+
+export const api = createClient<paths>({
+  baseUrl: "/",
+  credentials: "same-origin",
+  fetch: (request) => fetch(request, { signal: underWay.signal }),
+});
 
 /** What the server said is wrong, or that it could not be reached. */
 export class ApiError extends Error {

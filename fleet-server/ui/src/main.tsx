@@ -80,7 +80,7 @@ function Sidebar() {
               <b>{current.me.user}</b>
               <span class="note">{current.me.role}</span>
             </span>
-            <button type="button" class="plain" onClick={() => void logout().catch(() => {})}>
+            <button type="button" class="plain" onClick={() => void logout()}>
               Log out
             </button>
           </div>

@@ -1,6 +1,6 @@
 // Who is logged in. The session itself is a cookie that scripts cannot read; this only knows what `/me` says.
 import { computed, signal } from "@preact/signals";
-import { api, ApiError, asApiError, call, type Me, whenUnauthorised } from "./api";
+import { abandonRequests, api, ApiError, asApiError, call, type Me, whenUnauthorised } from "./api";
 import { connect, disconnect } from "./live";
 import { atLeast } from "./pure/words";
 
@@ -37,10 +37,17 @@ export async function login(user: string, password: string): Promise<void> {
   await resume();
 }
 
+/** The pages go first: what they would ask with a session that is no more could only be refused. */
 export async function logout(): Promise<void> {
+  disconnect();
+  session.value = { state: "unknown" };
+  abandonRequests();
   try {
     await call(api.DELETE("/api/v1/session"));
-  } finally {
     left();
+  } catch (e) {
+    const error = asApiError(e);
+    // 401: it was over already. Anything else leaves a session that the person thinks is gone.
+    if (error.status !== 401) session.value = { state: "failed", error };
   }
 }
