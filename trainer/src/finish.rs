@@ -63,27 +63,6 @@ pub(crate) fn centre(graph: &mut Graph, task: &Task, labels: &[usize], logits: &
     }
 }
 
-/// With two classes, moves the decision of `graph` so that it rejects as many of some images as `parent` did, from the
-/// logits that both give. A retrained model keeps the operating point that people know: what a few hundred images say of
-/// a better one is mostly noise, and a device that did not drift must not change its reject rate.
-pub(crate) fn keep_rate(graph: &mut Graph, task: &Task, parent: &[Vec<f32>], logits: &[Vec<f32>]) {
-    if graph.classes() != 2 || logits.is_empty() {
-        return;
-    }
-    let reject = task.decision.reject as usize;
-    let odds = |l: &Vec<f32>| l[reject] - l[1 - reject];
-    let rejected = parent.iter().filter(|l| odds(l) >= 0.0).count();
-    let mut sorted: Vec<f32> = logits.iter().map(odds).collect();
-    sorted.sort_by(|a, b| b.total_cmp(a));
-    // Half-way between the last image to be rejected and the first to pass.
-    let last = sorted[rejected.saturating_sub(1).min(sorted.len() - 1)];
-    let first = sorted[rejected.min(sorted.len() - 1)];
-    let bias = graph.head().inputs[2].clone();
-    if let Some(bias) = graph.weights.get_mut(&bias) {
-        bias.data[reject] -= (last + first) / 2.0;
-    }
-}
-
 /// Quantises and compares. `manifest` needs only names and preprocessing to be right. `validation` and
 /// `float_logits` belong together.
 #[allow(clippy::too_many_arguments, reason = "one call, at two places")]

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use andon_protocol::{DeviceId, Digest, api::Split, job::Part};
+use andon_protocol::{DeviceId, Digest, api::Split, job::Part, sample::Reason};
 
 const SCHEMA: &str = "andon.dataset.v1";
 pub const ITEMS_MAX: usize = 1_000_000;
 pub const BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Of a hundred images from the field, so many are trained on; the rest is held back to measure the gain.
-const FIELD_TRAIN_PERCENT: u32 = 60;
+/// Of a hundred random draws from the field, so many are held back to measure the gain.
+const FIELD_HELD_PERCENT: u32 = 80;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ListedItem {
@@ -73,13 +73,16 @@ impl ItemList {
     }
 }
 
-/// Where a labelled image from the field goes: by its digest, so that it stays there in every later version, and no
-/// copy of it is on the other side.
-pub fn field_part(image: &Digest) -> Part {
+/// Where a labelled image from the field goes. Only random draws measure: they are an unbiased sample of what the device
+/// sees. The others were picked where the network was unsure or surprised; on those it is at its worst, and training on
+/// them teaches the most. By digest, so that an image stays there in every later version, and no copy of it is on the
+/// other side.
+pub fn field_part(image: &Digest, reason: Reason) -> Part {
     // A digest of the digest: its own first bytes may already order something else.
     let hash = Digest::of(image.as_bytes());
     let [a, b, c, d, ..] = *hash.as_bytes();
-    if u32::from_be_bytes([a, b, c, d]) % 100 < FIELD_TRAIN_PERCENT { Part::Train } else { Part::HeldBack }
+    let held = reason == Reason::Random && u32::from_be_bytes([a, b, c, d]) % 100 < FIELD_HELD_PERCENT;
+    if held { Part::HeldBack } else { Part::Train }
 }
 
 pub fn part_of(split: Split) -> Part {
@@ -142,9 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn about_forty_percent_of_the_field_are_held_back() {
-        let held =
-            (0..2000_u32).filter(|i| field_part(&Digest::of(&i.to_be_bytes())) == Part::HeldBack).count();
-        assert!((700..900).contains(&held), "{held}");
+    fn most_random_draws_are_held_back_and_nothing_else() {
+        let held = |reason| {
+            let part = |i: &u32| field_part(&Digest::of(&i.to_be_bytes()), reason);
+            (0..2000_u32).filter(|i| part(i) == Part::HeldBack).count()
+        };
+        let random = held(Reason::Random);
+        assert!((1500..1700).contains(&random), "{random}");
+        assert_eq!((held(Reason::Uncertain), held(Reason::Novel)), (0, 0));
     }
 }

@@ -122,8 +122,8 @@ async fn add_field_items(conn: &mut Conn, list: &mut ItemList, labels: &[String]
     let (length, prefix) = release_prefix(&list.model);
     let mut after = String::new();
     loop {
-        let rows: Vec<(String, String, String, String)> = sqlx::query_as(
-            "SELECT s.digest, s.device, s.drift, l.class FROM sample s JOIN label l ON l.sample = s.digest \
+        let rows: Vec<(String, String, String, String, String)> = sqlx::query_as(
+            "SELECT s.digest, s.device, s.drift, s.reason, l.class FROM sample s JOIN label l ON l.sample = s.digest \
              WHERE SUBSTR(s.release_id, 1, $1) = $2 AND s.digest > $3 ORDER BY s.digest LIMIT 1000",
         )
         .bind(length)
@@ -133,7 +133,7 @@ async fn add_field_items(conn: &mut Conn, list: &mut ItemList, labels: &[String]
         .await?;
         let Some((last, ..)) = rows.last() else { return Ok(()) };
         after = last.clone();
-        for (digest, device, drift, class) in rows {
+        for (digest, device, drift, reason, class) in rows {
             let image: Digest = digest.parse().map_err(Problem::internal)?;
             if !labels.contains(&class) {
                 continue;
@@ -149,7 +149,7 @@ async fn add_field_items(conn: &mut Conn, list: &mut ItemList, labels: &[String]
                 }
                 None => {
                     let device = device.parse().map_err(Problem::internal)?;
-                    let part = field_part(&image);
+                    let part = field_part(&image, from_word(&reason)?);
                     let drifted = is_drifted(&drift)?;
                     list.items
                         .insert(image, ListedItem { image, class, part, device: Some(device), drifted });

@@ -236,9 +236,8 @@ impl Stages {
 
     fn device(&self, index: usize, degrade: Option<fleet::Degrade>) -> Result<AgentSetup> {
         let split = format!("stream-{}", index + 1);
-        let mut stream: Vec<String> =
+        let stream: Vec<String> =
             self.data.part(&split, self.plan.stream).into_iter().map(|row| row.file).collect();
-        stream.sort();
         Ok(AgentSetup {
             id: format!("line-{}", index + 1).parse()?,
             images: self.data.images(),

@@ -1,5 +1,6 @@
 //! Which images are trained on, in which look, and what they should come out as.
 
+use andon_protocol::ids::DeviceId;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{Settings, inputs::Shot};
@@ -15,7 +16,7 @@ use crate::{
 pub(super) enum Version<'a> {
     Plain(&'a Pixels),
     Flipped(&'a Pixels, (bool, bool)),
-    Matched { image: &'a Pixels, look: &'a Appearance, flip: (bool, bool), strength: f32, seed: u64 },
+    Matched { image: &'a Pixels, look: &'a Appearance, strength: f32, seed: u64 },
 }
 
 /// All images that training touches, and where each group lies.
@@ -33,13 +34,13 @@ impl<'a> Plan<'a> {
         old: &[&'a Shot],
         validation: &[&'a Shot],
         labelled: &[&'a Shot],
-        looks: &'a [Appearance],
+        looks: &'a [(DeviceId, Appearance)],
         seed: u64,
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x6c6f_6f6b);
         let mut versions: Vec<Version> = old.iter().map(|s| Version::Plain(&s.pixels)).collect();
         let mut starts = Vec::new();
-        for look in looks {
+        for (_, look) in looks {
             starts.push(versions.len());
             for shot in old {
                 // Mostly the look itself and a little around it; at times a weaker form, as on the way there.
@@ -48,14 +49,7 @@ impl<'a> Plan<'a> {
                 } else {
                     rng.random_range(0.2..0.85)
                 };
-                let flip = (rng.random_bool(0.5), rng.random_bool(0.5));
-                versions.push(Version::Matched {
-                    image: &shot.pixels,
-                    look,
-                    flip,
-                    strength,
-                    seed: rng.random(),
-                });
+                versions.push(Version::Matched { image: &shot.pixels, look, strength, seed: rng.random() });
             }
         }
         let labelled_start = versions.len();
@@ -64,11 +58,10 @@ impl<'a> Plan<'a> {
         }
         let validation_start = versions.len();
         versions.extend(validation.iter().map(|s| Version::Plain(&s.pixels)));
-        for look in looks {
+        for (_, look) in looks {
             let matched = validation.iter().map(|s| Version::Matched {
                 image: &s.pixels,
                 look,
-                flip: (false, false),
                 strength: 1.0,
                 seed: rng.random(),
             });
@@ -82,9 +75,7 @@ impl<'a> Plan<'a> {
         match &self.versions[i] {
             Version::Plain(pixels) => (*pixels).clone(),
             Version::Flipped(pixels, (across, down)) => pixels.flipped(*across, *down),
-            Version::Matched { image, look, flip, strength, seed } => {
-                look.apply(image, *strength, *seed).flipped(flip.0, flip.1)
-            }
+            Version::Matched { image, look, strength, seed } => look.apply(image, *strength, *seed),
         }
     }
 
@@ -121,14 +112,8 @@ pub(super) fn samples(
     };
     let mut training = Vec::new();
     for (i, shot) in old.iter().enumerate() {
-        let target = taught(i);
-        training.push(Sample { versions: vec![i], target: target.clone(), weight: weight[shot.class] });
-        for start in &plan.looks {
-            training.push(Sample {
-                versions: vec![start + i],
-                target: target.clone(),
-                weight: weight[shot.class],
-            });
+        for version in std::iter::once(i).chain(plan.looks.iter().map(|start| start + i)) {
+            training.push(Sample { versions: vec![version], target: taught(i), weight: weight[shot.class] });
         }
     }
     for (i, shot) in labelled.iter().enumerate() {
