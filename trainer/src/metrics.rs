@@ -92,7 +92,7 @@ pub fn best_threshold(reject: usize, labels: &[usize], scores: &[Vec<f32>]) -> f
         (rejected(true) / positives + 1.0 - rejected(false) / negatives) / 2.0
     };
     let curve: Vec<f64> = (0..=STEPS).map(|i| balanced(at(i))).collect();
-    const REACH: usize = 5;
+    const REACH: usize = 10;
     let smooth = |i: usize| {
         let window = &curve[i.saturating_sub(REACH)..(i + REACH + 1).min(curve.len())];
         window.iter().sum::<f64>() / window.len() as f64
