@@ -65,7 +65,10 @@ impl Explanation {
         let shapes = model.shapes(&model.closed_inputs()).ok();
         let wanted = model.wanted();
         let (engine, summary) = match (&shapes, Isa::chosen()) {
-            (Some(shapes), Ok(isa)) => engine(Sketch::new(graph, shapes, &wanted, isa)),
+            (Some(shapes), Ok(isa)) => match Sketch::new(graph, shapes, &wanted, isa) {
+                Ok(sketch) => engine(sketch),
+                Err(why) => (format!("tract, not cpu: {why}"), None),
+            },
             (_, Err(why)) => (format!("none: {why}"), None),
             (None, _) => ("tract, not cpu: the input's size is open".into(), None),
         };

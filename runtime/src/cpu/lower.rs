@@ -172,6 +172,8 @@ pub(super) struct Concat {
 pub(super) enum Form {
     /// As ONNX has it.
     Plain,
+    /// An operator whose only reader has made a step of it.
+    Taken,
     Bytes(Activation),
     Real(Activation),
     Curve(Curve),
@@ -474,7 +476,14 @@ impl<'a> Lowering<'a> {
             (None, _) => return Err(Refusal::Form("its bytes are of another type than u8")),
         };
         let value = self.input(id, 0).ok_or(NOT_QUANTISED)?;
-        match self.forms[value.index()].clone() {
+        // Weights that wait for nobody else are let go of.
+        let form = match &mut self.forms[value.index()] {
+            form @ (Form::Pending(_) | Form::Mean(..)) if self.graph.value(value).readers == 1 => {
+                std::mem::replace(form, Form::Taken)
+            }
+            form => form.clone(),
+        };
+        match form {
             Form::Plain => self.import(id, value, DataType::Float, quantity, signed),
             Form::Pending(pending) | Form::Mean(_, pending) => {
                 let bound =
@@ -505,7 +514,7 @@ impl<'a> Lowering<'a> {
                 let table = curve.values.map(byte);
                 Ok(Activation { quantity, signed, ..self.table(id, curve.of, table) })
             }
-            Form::Bytes(_) => Err(Refusal::Form("what it quantises is no f32")),
+            Form::Bytes(_) | Form::Taken => Err(Refusal::Form("what it quantises is no f32")),
         }
     }
 
@@ -531,6 +540,15 @@ impl<'a> Lowering<'a> {
                 _ => Err(Refusal::Form("what it dequantises is neither u8 nor s8")),
             },
             _ => Err(Refusal::Form("what it dequantises is of another type than its zero point")),
+        }
+    }
+
+    /// Input 0 as bytes that mean what they are, if it is plain u8.
+    pub(super) fn image(&mut self, id: NodeId) -> Result<Activation, Refusal> {
+        let value = self.input(id, 0).ok_or(NOT_QUANTISED)?;
+        match self.forms[value.index()] {
+            Form::Plain => self.import(id, value, DataType::Uint8, Quantity { scale: 1.0, zero: 0 }, false),
+            _ => Err(NOT_QUANTISED),
         }
     }
 

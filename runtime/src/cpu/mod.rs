@@ -24,7 +24,7 @@ pub(crate) use kernels::{Isa, multiply_accumulate};
 pub(crate) use schedule::Part;
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, guarded},
     graph::{Graph, NodeId, ValueId},
     shape::Shapes,
     tensor::Tensor,
@@ -38,8 +38,13 @@ pub(crate) struct Sketch<'a> {
 
 impl<'a> Sketch<'a> {
     /// `outputs`: the values wanted; quantised ones come as u8 or i8.
-    pub(crate) fn new(graph: &'a Graph, shapes: &'a Shapes, outputs: &'a [ValueId], isa: Isa) -> Self {
-        Self { schedule: Schedule::new(lower::lower(graph, shapes, isa), outputs), isa }
+    pub(crate) fn new(
+        graph: &'a Graph,
+        shapes: &'a Shapes,
+        outputs: &'a [ValueId],
+        isa: Isa,
+    ) -> Result<Self, String> {
+        guarded(|| Ok(Self { schedule: Schedule::new(lower::lower(graph, shapes, isa), outputs), isa }))
     }
 
     /// Whether there is anything that this engine does better than another.
@@ -54,7 +59,7 @@ impl<'a> Sketch<'a> {
 
     /// `threads` includes the one that calls `run`.
     pub(crate) fn build(self, threads: usize) -> Result<Cpu, String> {
-        let (plan, parts) = self.schedule.plan()?;
+        let (plan, parts) = guarded(|| self.schedule.plan())?;
         let (arena, team) = (Bytes::zeroed(plan.arena_bytes), Team::new(self.isa, threads));
         Ok(Cpu { plan, parts, arena, scratch: Scratch::default(), team })
     }
@@ -136,7 +141,7 @@ impl Engine for Cpu {
         inputs: &[&Tensor],
         after: &mut dyn FnMut(usize),
     ) -> Result<Vec<Tensor>, String> {
-        self.plan.run(&mut self.team, inputs, &mut self.arena, &mut self.scratch, after)
+        guarded(|| self.plan.run(&mut self.team, inputs, &mut self.arena, &mut self.scratch, after))
     }
 
     fn arena_bytes(&self) -> Option<usize> {

@@ -6,7 +6,7 @@
 //! highest among the values that it reads, and bytes imported from level `n` have level `n + 1`. All plain nodes of one
 //! level form one island; since what it reads through byte steps has its own level at most, it can never wait for itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     convert::{Export, Form as Exported, reals},
@@ -127,7 +127,7 @@ impl<'a> Schedule<'a> {
             Form::Real(of) => (*of, Exported::Real(Box::new(reals(of.quantity)))),
             Form::Curve(curve) => (curve.of, Exported::Real(Box::new(*curve.values))),
             Form::Mean(of, _) => (*of, Exported::Mean(of.quantity)),
-            Form::Plain | Form::Pending(_) | Form::Concat(_) => return None,
+            Form::Plain | Form::Taken | Form::Pending(_) | Form::Concat(_) => return None,
         };
         // What was plain a moment ago can stay it, unless the bytes themselves are asked for.
         let imported = matches!(self.made[of.made.0].make, Make::Import { .. });
@@ -247,6 +247,8 @@ impl<'a> Schedule<'a> {
             constants: vec![],
             values: 0,
             parts: vec![],
+            readers: vec![],
+            leaves: vec![],
         };
         emission.emit()?;
         let Emission { steps, constants, sizes, values, parts, slots, schedule, .. } = emission;
@@ -322,12 +324,29 @@ struct Emission<'a, 'b> {
     /// Plain values that are computed.
     values: usize,
     parts: Vec<Part>,
+    /// Plain nodes that read each value.
+    readers: Vec<Vec<NodeId>>,
+    /// Values that an output or an import reads.
+    leaves: Vec<bool>,
 }
 
 impl Emission<'_, '_> {
     fn emit(&mut self) -> Result<(), String> {
         let graph = self.schedule.graph;
         self.parts = vec![Part::Nothing; graph.nodes().len()];
+        self.readers = vec![vec![]; graph.value_count()];
+        for (id, _, _) in graph.nodes().filter(|(id, _, _)| self.schedule.runs[id.index()]) {
+            graph.reads(id).for_each(|value| self.readers[value.index()].push(id));
+        }
+        self.leaves = vec![false; graph.value_count()];
+        self.schedule.outputs.iter().for_each(|value| self.leaves[value.index()] = true);
+        for (made, uses) in self.schedule.made.iter().zip(&self.schedule.uses) {
+            if let Make::Import { value, .. } = made.make
+                && *uses > 0
+            {
+                self.leaves[value.index()] = true;
+            }
+        }
         for (at, (id, _)) in graph.inputs().enumerate() {
             self.slots.insert(id, Slot::Input(at));
         }
@@ -514,11 +533,15 @@ impl Emission<'_, '_> {
 
     fn other(&mut self, nodes: &[NodeId]) -> Result<(), String> {
         let schedule = &self.schedule;
+        let own: HashSet<NodeId> = nodes.iter().copied().collect();
         let border = island::Border::of(
             schedule.graph,
             nodes,
             |value| schedule.is_constant(value),
-            |value| self.needed_outside(value, nodes),
+            |value| {
+                let outside = |id: &NodeId| !own.contains(id);
+                self.leaves[value.index()] || self.readers[value.index()].iter().any(outside)
+            },
         );
         let engine = island::build(schedule.graph, schedule.shapes, nodes, &border)?;
         let inputs = border.inputs.iter().map(|value| self.slot(*value)).collect::<Result<_, _>>()?;
@@ -529,21 +552,6 @@ impl Emission<'_, '_> {
         let work = Work::Island { nodes: nodes.to_vec(), inputs, outputs, engine };
         self.steps.push(Step { node: nodes[0], work });
         Ok(())
-    }
-
-    /// Whether an output, an import or another plain node reads a value.
-    fn needed_outside(&self, value: ValueId, nodes: &[NodeId]) -> bool {
-        let schedule = &self.schedule;
-        let imported = |(made, uses): (&Made, &u32)| {
-            *uses > 0 && matches!(&made.make, Make::Import { value: from, .. } if *from == value)
-        };
-        schedule.outputs.contains(&value)
-            || schedule.made.iter().zip(&schedule.uses).any(imported)
-            || schedule.graph.nodes().any(|(id, _, _)| {
-                schedule.runs[id.index()]
-                    && !nodes.contains(&id)
-                    && schedule.graph.reads(id).any(|v| v == value)
-            })
     }
 
     /// Nodes of byte steps, and those that went into them.

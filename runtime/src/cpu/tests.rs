@@ -294,6 +294,31 @@ fn constant<'a>(graph: &'a mut GraphProto, name: &str) -> &'a mut TensorProto {
     graph.initializer.iter_mut().find(|t| t.name == name).unwrap()
 }
 
+/// A camera's bytes, made real and scaled inside the network: one table.
+#[test]
+fn images_of_bytes_are_taken_in() {
+    let mut graph = frame(&[1, 3, 2, 2]);
+    graph.input = vec![ValueInfoProto::new("image", DataType::Uint8, &[1, 3, 2, 2])];
+    graph.initializer.push(TensorProto::f32("unit", &[], &[1.0 / 255.0]));
+    let cast = NodeProto::new("Cast", "cast", ["image"], ["real"]).with_int("to", DataType::Float as i64);
+    graph.node.splice(0..0, [cast, NodeProto::new("Mul", "unit", ["real", "unit"], ["x"])]);
+    graph.node.push(NodeProto::new("MaxPool", "pool", ["x.f"], ["y"]).with_ints("kernel_shape", &[1, 1]));
+    quantise(&mut graph, "y", INPUT_SCALE, INPUT_ZERO);
+    let model = fixtures::model(ModelProto::new(graph, 17));
+    let engines: Vec<&str> = model.explain().rows.iter().map(|row| row.engine).collect();
+    assert_eq!(engines, ["cpu"; 7]);
+    let bytes: Vec<u8> = (0..12).map(|i| i * 23).collect();
+    let expected = bytes.iter().map(|b| {
+        let real = f32::from(*b) * (1.0 / 255.0);
+        (real / INPUT_SCALE).round_ties_even() as u8 + INPUT_ZERO
+    });
+    let expected: Vec<u8> = expected.collect();
+    let options = SessionOptions { engine: EngineChoice::Cpu, ..Default::default() };
+    let image = Tensor::new(vec![1, 3, 2, 2], crate::Data::U8(bytes)).unwrap();
+    let outputs = Session::new(&model, &options).unwrap().run(&[("image", image)]).unwrap();
+    assert_eq!(outputs.get("y.q").map(Tensor::data), Some(&crate::Data::U8(expected)));
+}
+
 #[test]
 fn what_has_no_step_is_named() {
     type Change = dyn Fn(&mut GraphProto);

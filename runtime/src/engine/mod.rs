@@ -43,7 +43,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         LoadError::Engine { model, engine, reason }
     };
     let isa = Isa::chosen().map_err(|reason| failed("cpu", reason))?;
-    let sketch = || Sketch::new(graph, shapes, outputs, isa);
+    let sketch = || Sketch::new(graph, shapes, outputs, isa).map_err(|reason| failed("cpu", reason));
     let cpu = |sketch: Sketch<'_>| {
         let cpu = sketch.build(threads);
         cpu.map(|cpu| Box::new(cpu) as Box<dyn Engine>).map_err(|reason| failed("cpu", reason))
@@ -54,10 +54,10 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         tract.map(|tract| Box::new(tract) as Box<dyn Engine>).map_err(|reason| failed("tract", reason))
     };
     match choice {
-        EngineChoice::Cpu => cpu(sketch()),
+        EngineChoice::Cpu => cpu(sketch()?),
         EngineChoice::Tract => tract(),
         EngineChoice::Auto => {
-            let sketch = sketch();
+            let Ok(sketch) = sketch() else { return tract() };
             if sketch.has_byte_steps() {
                 return cpu(sketch).or_else(|_| tract());
             }

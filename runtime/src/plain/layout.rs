@@ -320,7 +320,7 @@ pub(crate) fn padded(
         Some(axes) => axes.iter().map(|a| axis(*a, dims.len())).collect::<Result<_, _>>()?,
         None => (0..dims.len()).collect::<Vec<_>>(),
     };
-    if pads.len() != 2 * axes.len() {
+    if pads.iter().any(|p| p.unsigned_abs() > 1 << 30) || pads.len() != 2 * axes.len() {
         return Err(format!("{} pads for {} dimensions", pads.len(), axes.len()));
     }
     size(dims)?;

@@ -17,6 +17,7 @@ pub(crate) use layout::{padded, parts as split_sizes, sliced, squeezed, unsqueez
 pub(crate) use unary::function;
 
 use crate::{
+    engine::guarded,
     graph::{Graph, NodeId},
     onnx::NodeProto,
     shape::{self, Shapes},
@@ -111,7 +112,7 @@ impl Call {
 
     /// One tensor for each output that is there.
     pub(crate) fn run(&self, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
-        (self.operator)(self, inputs)
+        guarded(|| (self.operator)(self, inputs))
             .map_err(|e| format!("node {:?} ({}): {e}", self.node.name, self.node.op_type))
     }
 

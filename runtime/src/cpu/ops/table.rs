@@ -10,7 +10,7 @@ use super::super::{
     lower::{Curve, Lowering, Outcome, Pending, Refusal},
     plan::{Context, Operation, Quantity, Shape, View, ViewMut},
 };
-use crate::{graph::NodeId, plain};
+use crate::{graph::NodeId, onnx::DataType, plain};
 
 struct Table {
     bytes: Box<[u8; 256]>,
@@ -60,6 +60,14 @@ pub(crate) fn requantise_table(from: Quantity, to: Quantity) -> [u8; 256] {
         let real = (q as f32 - f32::from(from.zero)) * from.scale;
         (rint(real / to.scale) + i32::from(to.zero)).clamp(0, 255) as u8
     })
+}
+
+/// Cast of plain u8 to f32: images often come that way. The bytes are taken in, and what is done to them is a table.
+pub(super) fn lower_cast(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
+    if lowering.graph().proto(id).int("to") != Some(DataType::Float as i64) {
+        return Err(Refusal::Operator);
+    }
+    lowering.image(id).map(Outcome::Real)
 }
 
 /// Operators of one input that [`plain`] has a function for.
