@@ -235,7 +235,7 @@ mod tests {
                 }
             }
             for mut team in teams() {
-                let matrix = Matrix::pack(team.isa(), runs, run, &bias, &multiplier, |c, r, i| weights[(c * runs + r) * run + i]);
+                let matrix = Matrix::pack(team.isa(), runs, run, &bias, &multiplier, &weights);
                 let mut out = vec![7; wanted.len()];
                 product(&mut team, &input, windows, &matrix, result, &mut out, place);
                 prop_assert!(out == wanted, "{}", team.isa().name());

@@ -62,58 +62,51 @@ fn cut(vectors: usize) -> impl Iterator<Item = usize> {
 }
 
 impl Matrix {
-    /// `weight(column, run, i)` for byte `i` of each run; one bias and one multiplier a column.
+    /// `weights`: `[columns, runs, run]`; one bias and one multiplier a column.
     pub(crate) fn pack(
         isa: Isa,
         runs: usize,
         run: usize,
         bias: &[i32],
         multiplier: &[f32],
-        weight: impl Fn(usize, usize, usize) -> i8,
+        weights: &[i8],
     ) -> Self {
         let (columns, lanes) = (bias.len(), isa.lanes());
         let (vector, steps) = (4 * lanes, run.div_ceil(STEP));
-        let mut matrix = Self {
-            isa,
-            columns,
-            runs,
-            run,
-            blocks: vec![],
-            weights: Bytes::zeroed(columns.next_multiple_of(vector) * runs * steps * STEP),
-            bias: vec![],
-            multiplier: vec![],
-        };
+        let column_of = |c: usize| &weights[c * runs * run..][..runs * run];
+        let mut packed = Bytes::zeroed(columns.next_multiple_of(vector) * runs * steps * STEP);
+        let (mut blocks, mut biases, mut multipliers) = (vec![], vec![], vec![]);
         let (mut column, mut at) = (0, 0);
         for vectors in cut(columns.div_ceil(vector)) {
-            matrix.blocks.push(Block { vectors, column, weights: at, sums: matrix.bias.len() });
+            blocks.push(Block { vectors, column, weights: at, sums: biases.len() });
             // Columns in the order of the block's vectors.
             let order = (0..vectors)
                 .flat_map(|v| (0..lanes).flat_map(move |l| (0..4).map(move |i| 4 * (vectors * l + v) + i)));
             let order: Vec<usize> = order.map(|c| column + c).collect();
             for (r, step) in (0..runs).flat_map(|r| (0..steps).map(move |step| (r, step))) {
-                for c in &order {
-                    for i in STEP * step..STEP * (step + 1) {
-                        if *c < columns && i < run {
-                            matrix.weights[at] = weight(*c, r, i) as u8;
-                        }
-                        at += 1;
-                    }
+                let to = &mut packed[at..][..order.len() * STEP];
+                for (to, c) in
+                    to.as_chunks_mut::<STEP>().0.iter_mut().zip(&order).filter(|(_, c)| **c < columns)
+                {
+                    let run = &column_of(*c)[r * run..][..run];
+                    let from = &run[STEP * step..(STEP * (step + 1)).min(run.len())];
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from as u8);
                 }
+                at += order.len() * STEP;
             }
             for c in &order {
-                let all = || (0..runs).flat_map(|r| (0..run).map(move |i| (r, i)));
                 let shift = if *c < columns && isa.shift() != 0 {
-                    all().fold(0i32, |sum, (r, i)| sum.wrapping_add(weight(*c, r, i).into()))
+                    column_of(*c).iter().fold(0i32, |sum, w| sum.wrapping_add((*w).into()))
                 } else {
                     0
                 };
                 let bias = bias.get(*c).copied().unwrap_or(0);
-                matrix.bias.push(bias.wrapping_add(shift.wrapping_mul(isa.shift())));
-                matrix.multiplier.push(multiplier.get(*c).copied().unwrap_or(0.0));
+                biases.push(bias.wrapping_add(shift.wrapping_mul(isa.shift())));
+                multipliers.push(multiplier.get(*c).copied().unwrap_or(0.0));
             }
             column += vectors * vector;
         }
-        matrix
+        Self { isa, columns, runs, run, blocks, weights: packed, bias: biases, multiplier: multipliers }
     }
 
     pub(crate) fn columns(&self) -> usize {

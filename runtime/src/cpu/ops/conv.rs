@@ -4,6 +4,8 @@
 //! number of groups. Weights s8, or u8 that fit s8 without their zero point; per tensor or per output channel. One input
 //! channel and one output channel a group is [`super::depthwise`].
 
+use std::ops::Range;
+
 use super::{
     super::{
         kernels::{Finished, Isa, Matrix, Place, Target, Windows, product, rint},
@@ -174,6 +176,29 @@ impl Weights {
         Ok(sums)
     }
 
+    /// All weights of some of the results as a window has them: channels innermost, which ONNX has outermost, `taps` of each.
+    /// Those that do not matter are 0.
+    pub(super) fn arranged(&self, sums: &Sums, rows: Range<usize>, taps: usize) -> Vec<i8> {
+        let channels = self.columns / taps.max(1);
+        let mut arranged = vec![0; rows.len() * self.columns];
+        for (to, row) in arranged.chunks_exact_mut(self.columns.max(1)).zip(rows) {
+            if sums.constant[row] {
+                continue;
+            }
+            let from = &self.values[row * self.columns..][..self.columns];
+            if taps == 1 {
+                to.copy_from_slice(from);
+                continue;
+            }
+            for (channel, from) in from.chunks_exact(taps).enumerate() {
+                for (tap, weight) in from.iter().enumerate() {
+                    to[tap * channels + channel] = *weight;
+                }
+            }
+        }
+        arranged
+    }
+
     /// The weight of result `row` for input `column`, as far as it matters.
     pub(super) fn at(&self, row: usize, column: usize, sums: &Sums) -> i8 {
         if sums.constant[row] { 0 } else { self.values[row * self.columns + column] }
@@ -314,16 +339,10 @@ impl Conv {
         let (columns, run) = if whole { (1, kw * channels) } else { (kw, channels) };
         let at = |ky: usize, kx: usize| (ky * dilations[0] * padded.w + kx * dilations[1]) * padded.c;
         let runs = (0..kh).flat_map(|ky| (0..columns).map(move |kx| at(ky, kx))).collect::<Vec<usize>>();
-        // ONNX has channels outermost, a window has them innermost.
-        let place = |r: usize, i: usize| i % channels * kh * kw + r * kw / columns + i / channels;
-        let places: Vec<usize> =
-            (0..runs.len()).flat_map(|r| (0..run).map(move |i| (r, i))).map(|(r, i)| place(r, i)).collect();
         let matrix = |group: usize| {
             let range = group * per_group..(group + 1) * per_group;
             let (bias, multiplier) = (&sums.bias[range.clone()], &sums.multiplier[range.clone()]);
-            Matrix::pack(isa, runs.len(), run, bias, multiplier, |column, r, i| {
-                weights.at(range.start + column, places[r * run + i], sums)
-            })
+            Matrix::pack(isa, runs.len(), run, bias, multiplier, &weights.arranged(sums, range, kh * kw))
         };
         let matrices = (0..groups).map(matrix).collect();
         Self { geometry, matrices, runs, run, zero, target, table: None }

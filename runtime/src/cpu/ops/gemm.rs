@@ -43,9 +43,8 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let isa = lowering.isa();
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let sums = weights.sums(input.quantity, result, target)?;
-        let matrix = Matrix::pack(isa, 1, inputs, &sums.bias, &sums.multiplier, |column, _, i| {
-            weights.at(column, i, &sums)
-        });
+        let live = weights.arranged(&sums, 0..sums.bias.len(), 1);
+        let matrix = Matrix::pack(isa, 1, inputs, &sums.bias, &sums.multiplier, &live);
         Ok(Box::new(Gemm { matrix, inputs, target, table: None }))
     };
     Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
