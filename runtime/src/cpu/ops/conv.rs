@@ -134,8 +134,12 @@ impl Weights {
     /// Of weights that were read as `[columns, rows]`.
     pub(super) fn transposed(mut self) -> Self {
         let (rows, columns) = (self.bias.len(), self.columns);
-        let values = &self.values;
-        self.values = (0..rows * columns).map(|i| values[i % columns * rows + i / columns]).collect();
+        let mut values = vec![0; rows * columns];
+        for (column, from) in self.values.chunks_exact(rows.max(1)).enumerate() {
+            let to = values.iter_mut().skip(column).step_by(columns);
+            to.zip(from).for_each(|(to, from)| *to = *from);
+        }
+        self.values = values;
         self
     }
 
