@@ -99,12 +99,23 @@ impl Export {
         Tensor::new(self.dims.clone(), data).map_err(|e| e.to_string())
     }
 
-    fn gather<T>(&self, shape: Shape, from: View<'_>, value: impl Fn(u8) -> T) -> Vec<T> {
-        let mut out = Vec::with_capacity(shape.bytes());
-        if self.order == Order::RowMajor || shape.pixels() == 1 {
-            from.pixels(shape.c).for_each(|pixel| out.extend(pixel.iter().map(|q| value(*q))));
-        } else {
-            (0..shape.c).for_each(|c| out.extend(from.pixels(shape.c).map(|pixel| value(pixel[c]))));
+    fn gather<T: Clone>(&self, shape: Shape, from: View<'_>, value: impl Fn(u8) -> T) -> Vec<T> {
+        /// Pixels whose channels stay in the first-level cache.
+        const BLOCK: usize = 64;
+        let (c, area) = (shape.c, shape.pixels());
+        if self.order == Order::RowMajor || area == 1 {
+            let mut out = Vec::with_capacity(shape.bytes());
+            from.pixels(c).for_each(|pixel| out.extend(pixel.iter().map(|q| value(*q))));
+            return out;
+        }
+        let mut out = vec![value(0); shape.bytes()];
+        for first in (0..area).step_by(BLOCK) {
+            let block = &from.bytes[first * from.stride..];
+            for channel in 0..c {
+                let plane = &mut out[channel * area + first..][..BLOCK.min(area - first)];
+                let bytes = block[channel..].iter().step_by(from.stride.max(1));
+                plane.iter_mut().zip(bytes).for_each(|(out, q)| *out = value(*q));
+            }
         }
         out
     }

@@ -1,7 +1,7 @@
 //! Operators that move elements or make shapes: they compute no numbers.
 
 use super::{
-    Call, arithmetic::joined, axis, get, integers, offsets, one, pick, size, stretched, strides, tensor,
+    Call, arithmetic::joined, axis, get, integers, one, pick, size, stretched, strided, strides, tensor,
 };
 use crate::{
     onnx::{DataType, TensorProto},
@@ -139,7 +139,7 @@ fn permuted(x: &Tensor, order: &[usize]) -> Result<Tensor, String> {
     let own = strides(x.shape());
     let dims: Vec<usize> = order.iter().map(|d| x.shape()[*d]).collect();
     let steps: Vec<isize> = order.iter().map(|d| own[*d] as isize).collect();
-    let data = pick(x.data(), &offsets(&dims, &steps, 0)?)?;
+    let data = strided(x.data(), &dims, &steps, 0)?;
     tensor(dims, data)
 }
 
@@ -184,6 +184,15 @@ pub(super) fn tile(_: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, 
 fn gathered(x: &Tensor, along: &[Vec<usize>]) -> Result<Tensor, String> {
     let dims: Vec<usize> = along.iter().map(Vec::len).collect();
     size(&dims)?;
+    // Whole ranges are copied in runs.
+    if along.iter().all(|indices| indices.windows(2).all(|pair| pair[1] == pair[0] + 1)) {
+        let own = strides(x.shape());
+        let first = |(indices, stride): (&Vec<usize>, &usize)| indices.first().map_or(0, |i| i * stride);
+        let base: usize = along.iter().zip(&own).map(first).sum();
+        let steps: Vec<isize> = own.iter().map(|stride| *stride as isize).collect();
+        let data = strided(x.data(), &dims, &steps, base as isize)?;
+        return tensor(dims, data);
+    }
     let mut at = vec![0];
     for (indices, stride) in along.iter().zip(strides(x.shape())) {
         at = at.iter().flat_map(|base| indices.iter().map(move |i| base + i * stride)).collect();
@@ -297,13 +306,27 @@ pub(super) fn concat(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tens
         let inner: usize = a[d + 1..].iter().product();
         let outer: usize = a[..d].iter().product();
         let (rows_a, rows_b) = (a[d] * inner, b[d] * inner);
+        let mut dims = a;
+        dims[d] += b[d];
+        if outer == 1 {
+            total = tensor(dims, data)?;
+            continue;
+        }
+        if let Data::F32(values) = &data {
+            let (first, second) = values.split_at(border);
+            let mut out = Vec::with_capacity(values.len());
+            for o in 0..outer {
+                out.extend_from_slice(&first[o * rows_a..(o + 1) * rows_a]);
+                out.extend_from_slice(&second[o * rows_b..(o + 1) * rows_b]);
+            }
+            total = tensor(dims, Data::F32(out))?;
+            continue;
+        }
         let at: Vec<usize> = (0..outer)
             .flat_map(|o| {
                 (o * rows_a..(o + 1) * rows_a).chain(border + o * rows_b..border + (o + 1) * rows_b)
             })
             .collect();
-        let mut dims = a;
-        dims[d] += b[d];
         total = tensor(dims, pick(&data, &at)?)?;
     }
     Ok(vec![total])

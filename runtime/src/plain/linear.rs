@@ -193,6 +193,27 @@ pub(super) fn convolution(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec
     one(dims, Data::F32(out))
 }
 
+/// A convolution of single pixels: planes added up, in the order of the channels.
+fn pointwise<T: Copy + Default>(
+    images: usize,
+    [outputs, inputs]: [usize; 2],
+    area: usize,
+    values: &[T],
+    weights: &[T],
+    add: impl Fn(T, T, T) -> T,
+) -> Vec<T> {
+    let mut out = vec![T::default(); images * outputs * area];
+    for (i, out) in out.chunks_exact_mut(area.max(1)).enumerate() {
+        let (image, output) = (i / outputs, i % outputs);
+        for c in 0..inputs {
+            let (plane, weight) =
+                (&values[(image * inputs + c) * area..][..area], weights[output * inputs + c]);
+            out.iter_mut().zip(plane).for_each(|(total, x)| *total = add(*total, *x, weight));
+        }
+    }
+    out
+}
+
 fn convolved<T: Copy + Default>(
     call: &Call,
     x: &[usize],
@@ -213,6 +234,13 @@ fn convolved<T: Copy + Default>(
     let output = window.output(spatial).ok_or_else(wrong)?;
     let dims = [&[*n, *m], &*output].concat();
     size(&dims)?;
+    if groups == 1
+        && kernel.iter().all(|k| *k == 1)
+        && output == spatial
+        && window.strides.iter().all(|s| *s == 1)
+    {
+        return Ok((dims, pointwise(*n, [*m, *depth], output.iter().product(), values, weights, add)));
+    }
     let (area, taps): (usize, usize) = (spatial.iter().product(), kernel.iter().product());
     let out_area: usize = output.iter().product();
     // For each output position and tap, the input position, or none in the padding.

@@ -131,10 +131,23 @@ impl Call {
 
 /// Whether a node has an operator here that takes no longer than handing it to another engine.
 pub(crate) fn is_light(graph: &Graph, shapes: &Shapes, id: NodeId) -> bool {
-    const ELEMENTS_MAX: usize = 1 << 15;
+    /// Where all that is done is to copy, or to go over elements in vectors.
+    const STREAMED_MAX: usize = 4 << 20;
+    const ELEMENTS_MAX: usize = 1 << 16;
     const MACS_MAX: u64 = 4 << 20;
-    let node = graph.node(id);
-    let small = |value| shapes.elements(value).is_some_and(|n| n <= ELEMENTS_MAX);
+    let (node, proto) = (graph.node(id), graph.proto(id));
+    let pointwise = || {
+        let weights = node.inputs.get(1).copied().flatten().and_then(|value| shapes.of(value));
+        weights.is_some_and(|dims| dims[2.min(dims.len())..].iter().all(|d| *d == 1))
+    };
+    let streamed = match proto.op_type.as_str() {
+        "Concat" | "Slice" | "Transpose" | "Softmax" | "Sigmoid" => true,
+        "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" => true,
+        "Conv" => pointwise(),
+        _ => false,
+    };
+    let most = if streamed { STREAMED_MAX } else { ELEMENTS_MAX };
+    let small = |value| shapes.elements(value).is_some_and(|n| n <= most);
     let computed = graph.reads(id).filter(|value| shapes.constant(graph, *value).is_none());
     Call::of(graph, id).is_some()
         && node.outputs.iter().flatten().copied().chain(computed).all(small)
@@ -229,6 +242,74 @@ fn broadcast(a: &Tensor, b: &Tensor) -> Result<Vec<usize>, String> {
 }
 
 /// The elements at some indices, whatever their type.
+/// A tensor of shape `dims` whose neighbours along dimension `d` lie `steps[d]` elements apart, from `base` on.
+fn strided(data: &Data, dims: &[usize], steps: &[isize], base: isize) -> Result<Data, String> {
+    fn list<T: Copy>(values: &[T], starts: &[usize], run: usize, step: isize) -> Result<Vec<T>, String> {
+        let behind = || "an index behind the last element".to_owned();
+        let mut out = Vec::with_capacity(starts.len() * run);
+        for start in starts {
+            if step == 1 {
+                out.extend_from_slice(values.get(*start..start + run).ok_or_else(behind)?);
+            } else {
+                let at =
+                    (0..run as isize).map(|i| values.get((*start as isize + i * step) as usize).copied());
+                for value in at {
+                    out.push(value.ok_or_else(behind)?);
+                }
+            }
+        }
+        Ok(out)
+    }
+    size(dims)?;
+    // Last dimensions that follow each other without a gap are one run.
+    let mut outer = dims.len();
+    let (mut run, mut step) = (1usize, 1);
+    while let Some(d) = outer.checked_sub(1) {
+        if run == 1 {
+            step = steps[d];
+        } else if step != 1 || steps[d] != run as isize {
+            break;
+        }
+        run *= dims[d];
+        outer = d;
+        if dims[d] == 1 && run == 1 {
+            step = 1;
+        }
+    }
+    if run == 0 {
+        outer = 0;
+    }
+    let starts = if run == 0 { vec![] } else { offsets(&dims[..outer], &steps[..outer], base)? };
+    Ok(match data {
+        Data::F32(v) => Data::F32(list(v, &starts, run, step)?),
+        Data::U8(v) => Data::U8(list(v, &starts, run, step)?),
+        Data::I8(v) => Data::I8(list(v, &starts, run, step)?),
+        Data::I32(v) => Data::I32(list(v, &starts, run, step)?),
+        Data::I64(v) => Data::I64(list(v, &starts, run, step)?),
+        Data::Bool(v) => Data::Bool(list(v, &starts, run, step)?),
+    })
+}
+
+/// `e^x` within a few units in the last place, in operations that a compiler makes vectors of: the same bits everywhere.
+/// Range reduction and polynomial of Cephes' `expf`. Below -87.3 it stays at the smallest normal number or 0.
+fn exp(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0;
+    let x = x.clamp(-87.3, 88.7);
+    let whole = x * std::f32::consts::LOG2_E + SHIFT - SHIFT;
+    let rest = x - whole * 0.693_359_4 - whole * -2.121_944_4e-4;
+    let poly = 1.987_569_1e-4;
+    let poly = poly * rest + 1.398_199_9e-3;
+    let poly = poly * rest + 8.333_452e-3;
+    let poly = poly * rest + 4.166_579_6e-2;
+    let poly = poly * rest + 1.666_666_5e-1;
+    let poly = poly * rest + 0.5;
+    let value = poly * rest * rest + rest + 1.0;
+    // Of two halves, since 2^128 is no f32.
+    let half = (whole as i32) >> 1;
+    let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+    value * power(half) * power(whole as i32 - half)
+}
+
 fn pick(data: &Data, at: &[usize]) -> Result<Data, String> {
     fn list<T: Copy>(values: &[T], at: &[usize]) -> Result<Vec<T>, String> {
         at.iter()
@@ -243,4 +324,43 @@ fn pick(data: &Data, at: &[usize]) -> Result<Data, String> {
         Data::I64(v) => Data::I64(list(v, at)?),
         Data::Bool(v) => Data::Bool(list(v, at)?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn exp_is_near() {
+        for i in -8_700..8_870 {
+            let x = i as f32 / 100.0;
+            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((ours / exact - 1.0).abs() < 3e-7, "{x}: {ours} {exact}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(-1e30) < 2e-38 && exp(1e30).is_finite() && exp(f32::NAN).is_nan());
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_what_single_elements_are(
+            dims in prop::collection::vec(0usize..5, 0..5), order in any::<u64>(), base in 0isize..3,
+        ) {
+            let mut order: Vec<usize> = (0..dims.len()).map(|d| (order >> (8 * d)) as usize % (d + 1)).collect();
+            // Fisher and Yates.
+            let mut axes: Vec<usize> = (0..dims.len()).collect();
+            for d in (0..dims.len()).rev() {
+                axes.swap(d, order.pop().unwrap());
+            }
+            let own = strides(&dims);
+            let steps: Vec<isize> = axes.iter().map(|d| own[*d] as isize).collect();
+            let dims: Vec<usize> = axes.iter().map(|d| dims[*d]).collect();
+            let count = dims.iter().product::<usize>() + 3;
+            let data = Data::I32((0..count as i32).collect());
+            let expected = pick(&data, &offsets(&dims, &steps, base).unwrap()).unwrap();
+            prop_assert_eq!(strided(&data, &dims, &steps, base), Ok(expected));
+        }
+    }
 }
