@@ -30,6 +30,12 @@ pub(crate) fn add(isa: Isa, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) {
             Isa::AvxVnni(token) => super::avx2::add(token.into(), a, b, sum, out),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(token) => super::avx512::add(token, a, b, sum, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(token) => super::neon::add(token, a, b, sum, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::DotProd(token) => super::neon::add(token.into(), a, b, sum, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm(token) => super::neon::add(token.into(), a, b, sum, out),
         }
     };
     for ((out, a), b) in out[done..].iter_mut().zip(&a[done..]).zip(&b[done..]) {
@@ -52,6 +58,12 @@ pub(crate) fn maxima(isa: Isa, input: &[u8], taps: &[usize], out: &mut [u8]) {
             Isa::AvxVnni(token) => super::avx2::maxima(token.into(), input, taps, out),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(token) => super::avx512::maxima(token, input, taps, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(token) => super::neon::maxima(token, input, taps, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::DotProd(token) => super::neon::maxima(token.into(), input, taps, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm(token) => super::neon::maxima(token.into(), input, taps, out),
         }
     };
     for (i, out) in out.iter_mut().enumerate().skip(done) {
@@ -95,6 +107,12 @@ pub(crate) fn quantise(
                 Isa::AvxVnni(token) => super::avx2::quantise(token.into(), job, out.as_mut_ptr()),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512Vnni(token) => super::avx512::quantise(token, job, out.as_mut_ptr()),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon(token) => super::neon::quantise(token, job, out.as_mut_ptr()),
+                #[cfg(target_arch = "aarch64")]
+                Isa::DotProd(token) => super::neon::quantise(token.into(), job, out.as_mut_ptr()),
+                #[cfg(target_arch = "aarch64")]
+                Isa::I8mm(token) => super::neon::quantise(token.into(), job, out.as_mut_ptr()),
             }
         };
         for channel in 0..channels {

@@ -269,6 +269,12 @@ impl Filters {
                 Isa::AvxVnni(token) => super::avx2::depthwise_vnni(token, self, &rows, target, out),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2(token) => super::avx2::depthwise(token, self, &rows, target, out),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon(token) => super::neon::depthwise(token, self, &rows, target, out),
+                #[cfg(target_arch = "aarch64")]
+                Isa::DotProd(token) => super::neon::depthwise_dot(token, self, &rows, target, out),
+                #[cfg(target_arch = "aarch64")]
+                Isa::I8mm(token) => super::neon::depthwise_mixed(token, self, &rows, target, out),
             }
         }
     }

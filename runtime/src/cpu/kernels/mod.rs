@@ -13,6 +13,8 @@ mod avx2;
 mod avx512;
 mod bytewise;
 mod depthwise;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod peak;
 mod product;
 mod simd;
@@ -35,6 +37,12 @@ pub(crate) enum Isa {
     AvxVnni(avx2::VnniToken),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(avx512::Token),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Token),
+    #[cfg(target_arch = "aarch64")]
+    DotProd(neon::DotToken),
+    #[cfg(target_arch = "aarch64")]
+    I8mm(neon::MixedToken),
 }
 
 /// Forces an instruction set, by its name.
@@ -43,18 +51,27 @@ const VARIABLE: &str = "ANDON_ISA";
 /// Names of all that this program has kernels for.
 #[cfg(target_arch = "x86_64")]
 const NAMES: &[&str] = &["scalar", "avx2", "avxvnni", "avx512vnni"];
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+const NAMES: &[&str] = &["scalar", "neon", "dotprod", "i8mm"];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const NAMES: &[&str] = &["scalar"];
 
 impl Isa {
     /// All that this processor has, the slowest first.
     pub(crate) fn all() -> Vec<Self> {
+        #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(unused_mut))]
         let mut all = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(avx2::Token::detect().map(Self::Avx2));
             all.extend(avx2::VnniToken::detect().map(Self::AvxVnni));
             all.extend(avx512::Token::detect().map(Self::Avx512Vnni));
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            all.extend(neon::Token::detect().map(Self::Neon));
+            all.extend(neon::DotToken::detect().map(Self::DotProd));
+            all.extend(neon::MixedToken::detect().map(Self::I8mm));
         }
         all
     }
@@ -87,6 +104,12 @@ impl Isa {
             Self::AvxVnni(_) => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "avx512vnni",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Self::DotProd(_) => "dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm(_) => "i8mm",
         }
     }
 
@@ -103,12 +126,18 @@ impl Isa {
             Self::Avx2(_) | Self::AvxVnni(_) => &[2, 1],
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => &[4, 2, 1],
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) | Self::DotProd(_) | Self::I8mm(_) => &[1],
         }
     }
 
     /// What [`simd::Simd::dot`] takes off each unsigned byte before it multiplies; the bias makes up for it.
     fn shift(self) -> i32 {
-        0
+        match self {
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) | Self::DotProd(_) => 128,
+            _ => 0,
+        }
     }
 }
 

@@ -27,6 +27,15 @@ pub(crate) fn multiply_accumulate(isa: Isa, rounds: u32) -> u64 {
         #[cfg(target_arch = "x86_64")]
         // Safety: the token proves the instructions.
         Isa::Avx512Vnni(token) => unsafe { avx512_vnni(token, &operands, rounds) },
+        #[cfg(target_arch = "aarch64")]
+        // Safety: the token proves the instructions.
+        Isa::Neon(token) => unsafe { neon(super::neon::Vector(token), &operands, rounds) },
+        #[cfg(target_arch = "aarch64")]
+        // Safety: the token proves the instructions.
+        Isa::DotProd(token) => unsafe { dotprod(super::neon::Vector(token), &operands, rounds) },
+        #[cfg(target_arch = "aarch64")]
+        // Safety: the token proves the instructions.
+        Isa::I8mm(token) => unsafe { i8mm(super::neon::Vector(token), &operands, rounds) },
     }
 }
 
@@ -47,6 +56,24 @@ fn avx_vnni(simd: super::avx2::Wide<super::avx2::VnniToken>, operands: &Operands
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn avx512_vnni(simd: super::avx512::Token, operands: &Operands, rounds: u32) -> u64 {
+    tiles(simd, operands, rounds)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon(simd: super::neon::Vector<super::neon::Token>, operands: &Operands, rounds: u32) -> u64 {
+    tiles(simd, operands, rounds)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn dotprod(simd: super::neon::Vector<super::neon::DotToken>, operands: &Operands, rounds: u32) -> u64 {
+    tiles(simd, operands, rounds)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,i8mm")]
+fn i8mm(simd: super::neon::Vector<super::neon::MixedToken>, operands: &Operands, rounds: u32) -> u64 {
     tiles(simd, operands, rounds)
 }
 

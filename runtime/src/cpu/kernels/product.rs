@@ -245,6 +245,12 @@ impl Job<'_> {
                     Isa::AvxVnni(token) => super::avx2::product_vnni(token, self, first..end, blocks.clone()),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2(token) => super::avx2::product(token, self, first..end, blocks.clone()),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon(token) => super::neon::product(token, self, first..end, blocks.clone()),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::DotProd(token) => super::neon::product_dot(token, self, first..end, blocks.clone()),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::I8mm(token) => super::neon::product_mixed(token, self, first..end, blocks.clone()),
                 }
             }
             if let Some(table) = self.result.table {
