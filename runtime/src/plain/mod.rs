@@ -241,7 +241,6 @@ fn broadcast(a: &Tensor, b: &Tensor) -> Result<Vec<usize>, String> {
     shape::broadcast(a, b).ok_or_else(|| format!("shapes {a:?} and {b:?} do not broadcast"))
 }
 
-/// The elements at some indices, whatever their type.
 /// A tensor of shape `dims` whose neighbours along dimension `d` lie `steps[d]` elements apart, from `base` on.
 fn strided(data: &Data, dims: &[usize], steps: &[isize], base: isize) -> Result<Data, String> {
     fn list<T: Copy>(values: &[T], starts: &[usize], run: usize, step: isize) -> Result<Vec<T>, String> {
@@ -310,6 +309,7 @@ fn exp(x: f32) -> f32 {
     value * power(half) * power(whole as i32 - half)
 }
 
+/// The elements at some indices, whatever their type.
 fn pick(data: &Data, at: &[usize]) -> Result<Data, String> {
     fn list<T: Copy>(values: &[T], at: &[usize]) -> Result<Vec<T>, String> {
         at.iter()
