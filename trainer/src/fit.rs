@@ -24,7 +24,7 @@ use crate::{
     release::{self, Release, TRAINER, Task},
     report::Report,
     team::Team,
-    train::{Cache, Sample, Schedule, fit_head, logits, tail, tune},
+    train::{Cache, Keep, Sample, Schedule, fit_head, logits, tail, tune},
     zoo,
 };
 
@@ -167,7 +167,7 @@ pub fn fit(options: &FitOptions, sink: Sink) -> anyhow::Result<Report> {
         weight_decay: 1e-4,
         batch: 32,
         gradient_max: 4.0,
-        patience: 4,
+        keep: Keep::Best { patience: 4 },
         seed: options.seed,
     };
     let tuned = tune(&team, &engine, &mut graph, &cache, &training, &held, &schedule, &|d| stage.report(d))?;

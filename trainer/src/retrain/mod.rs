@@ -41,7 +41,7 @@ use crate::{
     release::{self, Release, TRAINER},
     report::Report,
     team::Team,
-    train::{Cache, Schedule, logits, tune},
+    train::{Cache, Keep, Schedule, logits, tune},
 };
 
 /// Settings of the recipe that a job may not change.
@@ -130,7 +130,7 @@ pub fn retrain(
         weight_decay: 1e-4,
         batch: 32,
         gradient_max: 4.0,
-        patience: 3,
+        keep: Keep::Last,
         seed: spec.seed,
     };
     let tuned =

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 
 pub use cache::{CACHE_BYTES_MAX, Cache, CacheError};
 pub use head::{HeadError, HeadReport, check_head, fit_head};
-pub use tune::{Sample, Schedule, TuneError, TuneReport, class_weights, logits, tail, tune};
+pub use tune::{Keep, Sample, Schedule, TuneError, TuneReport, class_weights, logits, tail, tune};
 
 /// Told how far the work is, from 0 to 1 of the stage; `Break` stops it.
 pub type Progress<'a> = &'a (dyn Fn(f32) -> ControlFlow<()> + Sync);

@@ -1,6 +1,6 @@
 //! Fine-tuning of the tail by SGD with momentum (Polyak 1964) under a cosine schedule with a short warm-up, on cached
 //! activations of the frozen prefix. Targets are distributions, so that labels and a teacher's opinion (distillation,
-//! Hinton et al. 2015) are one loss. Keeps the weights of the best epoch on validation, and stops early.
+//! Hinton et al. 2015) are one loss. Keeps the weights of the best epoch on validation and stops early, or keeps the last.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,9 +23,18 @@ pub struct Schedule {
     pub batch: usize,
     /// Largest norm of a step's gradient.
     pub gradient_max: f32,
-    /// Epochs without a better validation loss before it stops.
-    pub patience: usize,
+    /// Which weights are kept.
+    pub keep: Keep,
     pub seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Those of the epoch with the least validation loss; after so many epochs without a better one it stops.
+    Best { patience: usize },
+    /// The last ones, at the end of the schedule. For a few epochs: in the middle of a cosine the weights still jump, and a
+    /// loss that is a little lower there is mostly a network less sure of itself, not one that sorts better.
+    Last,
 }
 
 /// One training image with its versions in the cache; each epoch draws one of them.
@@ -112,11 +121,14 @@ pub fn tune(
         report.training_loss.push(total / weight.max(1e-12));
         let now = loss(team, engine, graph, cache, validation)?;
         report.validation_loss.push(now);
-        if now < report.validation_loss[report.best_epoch] {
-            report.best_epoch = epoch;
-            best.clone_from(&graph.weights);
-        } else if epoch - report.best_epoch >= schedule.patience {
-            break;
+        let better = now < report.validation_loss[report.best_epoch];
+        match schedule.keep {
+            Keep::Best { patience } if !better && epoch - report.best_epoch >= patience => break,
+            Keep::Best { .. } if !better => {}
+            _ => {
+                report.best_epoch = epoch;
+                best.clone_from(&graph.weights);
+            }
         }
     }
     graph.weights = best;
