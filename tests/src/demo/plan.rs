@@ -36,7 +36,7 @@ impl Plan {
         golden: 124,
         stream: 400,
         frames_per_second: 8.0,
-        degrade: [None, Some(Degrade::Gamma(4.2)), Some(Degrade::Defocus(4.5))],
+        degrade: [None, Some(Degrade::Gamma(4.2)), Some(Degrade::Defocus(3.5))],
         upload_bytes_per_hour: 100_000_000,
         labels: 100,
         trial_s: 5,
