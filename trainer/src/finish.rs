@@ -93,7 +93,9 @@ pub(crate) fn finish(
     let judged = judge::judge(team, &int8, manifest, validation)?;
     let float: Vec<Vec<f32>> = float_logits.iter().map(|l| softmax(l)).collect();
     let agreement = metrics::agreement(rule(task), &float, &judge::scores(&judged));
-    if agreement < agreement_min {
+    // One image of a small set is chance, whatever share of it that is.
+    let differ = ((1.0 - agreement) * validation.len() as f64).round();
+    if agreement < agreement_min && differ > 1.0 {
         return Err(FinishError::Agreement { agreement, least: agreement_min, images: validation.len() });
     }
     Ok(Finished { int8, validation: judged, agreement })
