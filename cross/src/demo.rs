@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
 use crate::{data, shell, ui};
@@ -45,10 +45,7 @@ fn prepare() -> Result<Command> {
         eprintln!("warning: no dashboard in this build, the loop runs without it: {error:#}");
     }
     shell::run("build", shell::cargo().args(["build", "--workspace", "--locked"]))?;
-    // Cargo has just put it beside this very program, wherever that is.
-    let demo =
-        std::env::current_exe().context("cannot tell where this program lies")?.with_file_name("andon-demo");
-    let mut demo = Command::new(demo);
+    let mut demo = Command::new(shell::program("andon-demo")?);
     demo.current_dir(shell::root()).arg("--data").arg(data);
     Ok(demo)
 }

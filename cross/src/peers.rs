@@ -77,7 +77,7 @@ fn only<'a>(script: &'a mut Command, names: &[String]) -> &'a mut Command {
 
 fn agent() -> Result<PathBuf> {
     shell::run("build", shell::cargo().args(["build", "--workspace", "--locked"]))?;
-    Ok(std::path::absolute(shell::root().join("target").join("debug").join("andon-agent"))?)
+    shell::program("andon-agent")
 }
 
 fn folder() -> PathBuf {

@@ -9,6 +9,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+/// A program of the workspace. Cargo puts them all beside this one, wherever its target folder is.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
+    Ok(std::env::current_exe().context("cannot tell where this program lies")?.with_file_name(name))
+}
+
 /// The folder with the workspace's manifest.
 pub(crate) fn root() -> PathBuf {
     // `cargo xtask` sets it; a copy of the binary run by hand uses the working directory.
