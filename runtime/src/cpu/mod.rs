@@ -7,6 +7,8 @@
 
 mod arena;
 mod convert;
+mod emission;
+mod forms;
 mod island;
 mod kernels;
 mod lower;
