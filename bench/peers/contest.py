@@ -194,6 +194,7 @@ def main():
         name = "-".join("".join(c if c.isalnum() else " " for c in about["cpu"].lower()).split())
         path = args.json / f"cpu-{name}.json"
         command = f"cargo xtask bench cpu --rounds {args.rounds} --runs {args.runs}"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"command": command, "machine": about, "results": results}, indent=1) + "\n")
         print(f"written to {path}")
 
