@@ -4,7 +4,10 @@ use super::{
     kernels::{Team, quantise, rint},
     plan::{Order, Quantity, Shape, View, ViewMut},
 };
-use crate::tensor::{Data, Tensor};
+use crate::{
+    plain::Pool,
+    tensor::{Data, Tensor},
+};
 
 /// What a byte means when it is signed: the top bit is flipped.
 const SIGN: u8 = 0x80;
@@ -89,34 +92,56 @@ pub(super) fn reals(quantity: Quantity) -> [f32; 256] {
 }
 
 impl Export {
-    pub(super) fn run(&self, shape: Shape, from: View<'_>) -> Result<Tensor, String> {
+    pub(super) fn run(
+        &self,
+        team: &mut Team,
+        pool: &Pool,
+        shape: Shape,
+        from: View<'_>,
+    ) -> Result<Tensor, String> {
+        let count = shape.bytes();
         let data = match &self.form {
-            Form::U8 => Data::U8(self.gather(shape, from, |q| q)),
-            Form::I8 => Data::I8(self.gather(shape, from, |q| (q ^ SIGN) as i8)),
-            Form::Real(values) => Data::F32(self.gather(shape, from, |q| values[usize::from(q)])),
+            Form::U8 => Data::U8(self.gather(team, vec![0; count], shape, from, |q| q)),
+            Form::I8 => Data::I8(self.gather(team, vec![0; count], shape, from, |q| (q ^ SIGN) as i8)),
+            Form::Real(values) => {
+                let value = |q| values[usize::from(q)];
+                Data::F32(self.gather(team, pool.list(count), shape, from, value))
+            }
             Form::Mean(quantity) => Data::F32(means(shape, from, *quantity)),
         };
         Tensor::new(self.dims.clone(), data).map_err(|e| e.to_string())
     }
 
-    fn gather<T: Clone>(&self, shape: Shape, from: View<'_>, value: impl Fn(u8) -> T) -> Vec<T> {
+    /// Into all of `out`.
+    fn gather<T: Send>(
+        &self,
+        team: &mut Team,
+        mut out: Vec<T>,
+        shape: Shape,
+        from: View<'_>,
+        value: impl Fn(u8) -> T + Sync,
+    ) -> Vec<T> {
         /// Pixels whose channels stay in the first-level cache.
         const BLOCK: usize = 64;
         let (c, area) = (shape.c, shape.pixels());
         if self.order == Order::RowMajor || area == 1 {
-            let mut out = Vec::with_capacity(shape.bytes());
-            from.pixels(c).for_each(|pixel| out.extend(pixel.iter().map(|q| value(*q))));
+            for (out, pixel) in out.chunks_exact_mut(c.max(1)).zip(from.pixels(c)) {
+                out.iter_mut().zip(pixel).for_each(|(out, q)| *out = value(*q));
+            }
             return out;
         }
-        let mut out = vec![value(0); shape.bytes()];
-        for first in (0..area).step_by(BLOCK) {
-            let block = &from.bytes[first * from.stride..];
-            for channel in 0..c {
-                let plane = &mut out[channel * area + first..][..BLOCK.min(area - first)];
-                let bytes = block[channel..].iter().step_by(from.stride.max(1));
-                plane.iter_mut().zip(bytes).for_each(|(out, q)| *out = value(*q));
+        let size = team.piece(out.len(), area, 16 << 10);
+        team.pieces(&mut out, size, |part, planes| {
+            let channels = part * (size / area)..;
+            for first in (0..area).step_by(BLOCK) {
+                let block = &from.bytes[first * from.stride..];
+                for (channel, plane) in channels.clone().zip(planes.chunks_exact_mut(area)) {
+                    let plane = &mut plane[first..][..BLOCK.min(area - first)];
+                    let bytes = block[channel..].iter().step_by(from.stride.max(1));
+                    plane.iter_mut().zip(bytes).for_each(|(out, q)| *out = value(*q));
+                }
             }
-        }
+        });
         out
     }
 }

@@ -1,6 +1,9 @@
 //! Writes a [`Schedule`] down as steps: where each activation lies, and which engine each island runs on.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     convert::Export,
@@ -11,7 +14,7 @@ use super::{
 };
 use crate::{
     graph::{NodeId, ValueId},
-    plain,
+    plain::{self, Pool},
     tensor::Tensor,
 };
 
@@ -32,6 +35,7 @@ pub(super) struct Emission<'a, 'b> {
     pub(super) readers: Vec<Vec<NodeId>>,
     /// Values that an output or an import reads.
     pub(super) leaves: Vec<bool>,
+    pub(super) pool: Arc<Pool>,
 }
 
 impl Emission<'_, '_> {
@@ -229,6 +233,7 @@ impl Emission<'_, '_> {
                 inputs.push(value.map(|value| self.slot(value)).transpose()?);
             }
             let outputs = node.outputs.iter().map(|value| value.map(|value| self.computed(value))).collect();
+            let call = call.sharing(Arc::clone(&self.pool));
             self.steps.push(Step { node: *id, work: Work::Plain { inputs, outputs, call } });
             self.parts[id.index()] = Part::Plain(self.schedule.refused.get(id).copied());
         }

@@ -7,14 +7,19 @@
 //! step's output never lies in the buffer of one of its inputs. The plan is made once ([`super::lower`] and
 //! [`super::schedule`]); byte steps allocate nothing while they run.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use super::{
     arena::arrange,
     convert::{Export, Import},
     kernels::{Isa, Team},
 };
-use crate::{engine::Engine, graph::NodeId, plain, tensor::Tensor};
+use crate::{
+    engine::Engine,
+    graph::NodeId,
+    plain::{self, Pool},
+    tensor::Tensor,
+};
 
 /// Real value of a byte: `(q - zero) * scale`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -218,22 +223,25 @@ pub(super) struct Plan {
     /// For each step the computed values that nothing reads after it.
     dying: Vec<Vec<usize>>,
     values: Vec<Option<Tensor>>,
+    /// Memory of values that died.
+    pool: Arc<Pool>,
     pub(super) arena_bytes: usize,
 }
 
 impl Plan {
-    /// `sizes`: bytes of each buffer; `values`: how many plain values are computed.
+    /// `sizes`: bytes of each buffer; `values`: how many plain values are computed; `pool`: the one that plain steps share.
     pub(super) fn new(
         steps: Vec<Step>,
         constants: Vec<Tensor>,
         outputs: Vec<Slot>,
         sizes: &[usize],
         values: usize,
+        pool: Arc<Pool>,
     ) -> Self {
         let (buffers, arena_bytes) = arrange(sizes, &lifetimes(&steps, sizes.len()));
         let dying = dying(&steps, &outputs, values);
         let values = std::iter::repeat_with(|| None).take(values).collect();
-        Self { steps, constants, outputs, buffers, dying, values, arena_bytes }
+        Self { steps, constants, outputs, buffers, dying, values, pool, arena_bytes }
     }
 
     /// Where a place begins in the arena.
@@ -252,18 +260,27 @@ impl Plan {
         after: &mut dyn FnMut(usize),
     ) -> Result<Vec<Tensor>, String> {
         let mut context = Context { isa: team.isa(), team, scratch };
-        let Self { steps, constants, outputs, buffers, dying, values, .. } = self;
+        let Self { steps, constants, outputs, buffers, dying, values, pool, .. } = self;
         for (number, (step, dying)) in steps.iter_mut().zip(dying).enumerate() {
-            run(&mut step.work, &mut context, Memory { inputs, constants, values, buffers, arena })?;
+            let memory = Memory { inputs, constants, values, buffers, arena, dying, pool };
+            run(&mut step.work, &mut context, memory)?;
             after(number);
-            dying.iter().for_each(|value| values[*value] = None);
+            dying.iter().filter_map(|value| values[*value].take()).for_each(|tensor| pool.give(tensor));
         }
-        let outputs: Result<Vec<Tensor>, String> =
-            outputs.iter().map(|slot| read(*slot, inputs, constants, values).cloned()).collect();
-        values.fill(None);
-        outputs
+        let mut results = Vec::with_capacity(outputs.len());
+        for (at, slot) in outputs.iter().enumerate() {
+            let last = !outputs[at + 1..].contains(slot);
+            results.push(match slot {
+                Slot::Computed(value) if last => values[*value].take().ok_or(MISSING)?,
+                slot => read(*slot, inputs, constants, values)?.clone(),
+            });
+        }
+        values.iter_mut().filter_map(Option::take).for_each(|tensor| pool.give(tensor));
+        Ok(results)
     }
 }
+
+const MISSING: &str = "a value was not computed";
 
 struct Memory<'a> {
     inputs: &'a [&'a Tensor],
@@ -271,6 +288,9 @@ struct Memory<'a> {
     values: &'a mut [Option<Tensor>],
     buffers: &'a [Range<usize>],
     arena: &'a mut [u8],
+    /// Computed values that nothing reads after this step.
+    dying: &'a [usize],
+    pool: &'a Pool,
 }
 
 fn read<'a>(
@@ -284,11 +304,11 @@ fn read<'a>(
         Slot::Constant(at) => constants.get(at),
         Slot::Computed(at) => values.get(at).and_then(Option::as_ref),
     };
-    found.ok_or_else(|| "a value was not computed".into())
+    found.ok_or_else(|| MISSING.into())
 }
 
 fn run(work: &mut Work, context: &mut Context<'_>, memory: Memory<'_>) -> Result<(), String> {
-    let Memory { inputs: given, constants, values, buffers, arena } = memory;
+    let Memory { inputs: given, constants, values, buffers, arena, dying, pool } = memory;
     match work {
         Work::Bytes { inputs, output, operation } => {
             let place = &buffers[output.buffer.0];
@@ -315,9 +335,23 @@ fn run(work: &mut Work, context: &mut Context<'_>, memory: Memory<'_>) -> Result
         }
         Work::Export { from, to, export } => {
             let bytes = &arena[buffers[from.buffer.0].clone()][from.offset..][..from.length()];
-            values[*to] = Some(export.run(from.shape, View { bytes, stride: from.stride })?);
+            values[*to] =
+                Some(export.run(context.team, pool, from.shape, View { bytes, stride: from.stride })?);
         }
         Work::Plain { inputs, outputs, call } => {
+            // The same elements in another shape: nobody else needs them any more.
+            if let ([Some(Slot::Computed(from)), others @ ..], [Some(to)]) = (&inputs[..], &outputs[..])
+                && call.keeps_elements()
+                && dying.contains(from)
+                && !others.contains(&Some(Slot::Computed(*from)))
+            {
+                let first = values[*from].take().ok_or(MISSING)?;
+                let slot = |slot: &Option<Slot>| slot.map(|s| read(s, given, constants, values)).transpose();
+                let others = others.iter().map(slot);
+                let others = std::iter::once(Ok(None)).chain(others).collect::<Result<Vec<_>, _>>()?;
+                values[*to] = Some(call.reshape(first, &others)?);
+                return Ok(());
+            }
             let slot = |slot: &Option<Slot>| slot.map(|s| read(s, given, constants, values)).transpose();
             let tensors = inputs.iter().map(slot).collect::<Result<Vec<_>, _>>()?;
             let results = call.run(&tensors)?;

@@ -6,7 +6,7 @@
 //! highest among the values that it reads, and bytes imported from level `n` have level `n + 1`. All plain nodes of one
 //! level form one island; since what it reads through byte steps has its own level at most, it can never wait for itself.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     convert::{Form as Exported, reals},
@@ -247,13 +247,14 @@ impl<'a> Schedule<'a> {
             parts: vec![],
             readers: vec![],
             leaves: vec![],
+            pool: Arc::default(),
         };
         emission.emit()?;
-        let Emission { steps, constants, sizes, values, parts, slots, schedule, .. } = emission;
+        let Emission { steps, constants, sizes, values, parts, slots, schedule, pool, .. } = emission;
         let outputs = schedule.outputs.iter().map(|id| slots.get(id).copied());
         let outputs: Option<Vec<Slot>> = outputs.collect();
         let outputs = outputs.ok_or("an output is given by no step")?;
-        Ok((Plan::new(steps, constants, outputs, &sizes, values), parts))
+        Ok((Plan::new(steps, constants, outputs, &sizes, values, pool), parts))
     }
 
     fn levels(&self) -> Levels {

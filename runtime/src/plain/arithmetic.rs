@@ -16,11 +16,46 @@ fn pair(a: &Tensor, b: &Tensor) -> Result<(Vec<usize>, Data, Data), String> {
 
 /// Add, Sub, Mul, Div, Pow, Mod; Max and Min of any number. Integers wrap; a division by 0 gives 0.
 pub(super) fn arithmetic(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
-    let mut total = get(inputs, 0)?.clone();
-    for index in 1..inputs.len() {
+    let first = get(inputs, 0)?;
+    if inputs.len() == 1 {
+        return Ok(vec![first.clone()]);
+    }
+    let mut total = two(call, first, get(inputs, 1)?)?;
+    for index in 2..inputs.len() {
         total = two(call, &total, get(inputs, index)?)?;
     }
     Ok(vec![total])
+}
+
+/// f32 of which one side has the shape of the result and the other repeats without a gap: all but its leading dimensions
+/// are the same.
+fn streamed(call: &Call, a: &Tensor, b: &Tensor) -> Result<Option<Tensor>, String> {
+    let (Some(x), Some(y)) = (a.as_f32(), b.as_f32()) else { return Ok(None) };
+    let repeats = |small: &Tensor, large: &Tensor| {
+        let dims = small.shape();
+        let own = &dims[dims.iter().position(|d| *d != 1).unwrap_or(dims.len())..];
+        dims.len() <= large.shape().len() && large.shape().ends_with(own)
+    };
+    let (long, short, turned) = match (repeats(b, a), repeats(a, b)) {
+        (true, _) => (x, y, false),
+        (_, true) => (y, x, true),
+        _ => return Ok(None),
+    };
+    let mut out = call.pool.empty(long.len());
+    for long in long.chunks(short.len().max(1)) {
+        let pairs = long.iter().zip(short.iter().cycle());
+        match (call.node.op_type.as_str(), turned) {
+            ("Add", _) => out.extend(pairs.map(|(a, b)| a + b)),
+            ("Mul", _) => out.extend(pairs.map(|(a, b)| a * b)),
+            ("Sub", false) => out.extend(pairs.map(|(a, b)| a - b)),
+            ("Sub", true) => out.extend(pairs.map(|(b, a)| a - b)),
+            ("Div", false) => out.extend(pairs.map(|(a, b)| a / b)),
+            ("Div", true) => out.extend(pairs.map(|(b, a)| a / b)),
+            _ => return Ok(None),
+        }
+    }
+    let dims = if turned { b } else { a }.shape().to_vec();
+    super::tensor(dims, Data::F32(out)).map(Some)
 }
 
 macro_rules! whole {
@@ -46,6 +81,9 @@ macro_rules! whole {
 }
 
 fn two(call: &Call, a: &Tensor, b: &Tensor) -> Result<Tensor, String> {
+    if let Some(total) = streamed(call, a, b)? {
+        return Ok(total);
+    }
     let operator = call.node.op_type.as_str();
     let (dims, a, b) = pair(a, b)?;
     let data = match (a, b) {

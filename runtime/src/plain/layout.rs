@@ -82,8 +82,16 @@ pub(super) fn range(_: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>,
 /// Flatten, Identity, Reshape, Squeeze, Unsqueeze, and Dropout outside training: the same elements.
 pub(super) fn reshape(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
     let x = get(inputs, 0)?;
-    let from = x.shape();
-    let dims = match call.node.op_type.as_str() {
+    one(reshaped(call, x.shape(), inputs)?, x.data().clone())
+}
+
+/// The shape that a tensor of shape `from` gets.
+pub(super) fn reshaped(
+    call: &Call,
+    from: &[usize],
+    inputs: &[Option<&Tensor>],
+) -> Result<Vec<usize>, String> {
+    Ok(match call.node.op_type.as_str() {
         "Flatten" => crate::shape::flatten(from, &call.node).ok_or("its axis is outside its input")?,
         "Reshape" => {
             let to = call.list(inputs, 1, "shape")?.ok_or("it has no shape")?;
@@ -96,8 +104,7 @@ pub(super) fn reshape(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Ten
             return Err("its mask is wanted".into());
         }
         _ => from.to_vec(),
-    };
-    one(dims, x.data().clone())
+    })
 }
 
 pub(crate) fn squeezed(from: &[usize], axes: Option<&[i64]>) -> Result<Vec<usize>, String> {
@@ -123,10 +130,10 @@ pub(super) fn transpose(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<T
     let default: Vec<i64> = (0..rank).rev().collect();
     let order = call.node.ints("perm").unwrap_or(&default);
     let order = order.iter().map(|p| axis(*p, rank as usize)).collect::<Result<Vec<_>, _>>()?;
-    permuted(x, &order).map(|t| vec![t])
+    permuted(call, x, &order).map(|t| vec![t])
 }
 
-fn permuted(x: &Tensor, order: &[usize]) -> Result<Tensor, String> {
+fn permuted(call: &Call, x: &Tensor, order: &[usize]) -> Result<Tensor, String> {
     let mut seen = vec![false; x.shape().len()];
     for d in order {
         if let Some(seen) = seen.get_mut(*d) {
@@ -139,7 +146,7 @@ fn permuted(x: &Tensor, order: &[usize]) -> Result<Tensor, String> {
     let own = strides(x.shape());
     let dims: Vec<usize> = order.iter().map(|d| x.shape()[*d]).collect();
     let steps: Vec<isize> = order.iter().map(|d| own[*d] as isize).collect();
-    let data = strided(x.data(), &dims, &steps, 0)?;
+    let data = strided(&call.pool, x.data(), &dims, &steps, 0)?;
     tensor(dims, data)
 }
 
@@ -155,7 +162,7 @@ pub(super) fn depth_to_space(call: &Call, inputs: &[Option<&Tensor>]) -> Result<
     } else {
         (vec![n, b, b, depth, h, w], [0, 3, 4, 1, 5, 2])
     };
-    let moved = permuted(&tensor(split, x.data().clone())?, &order)?;
+    let moved = permuted(call, &tensor(split, x.data().clone())?, &order)?;
     one(vec![n, depth, h * b, w * b], moved.into_data())
 }
 
@@ -167,7 +174,7 @@ pub(super) fn expand(_: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>
     one(dims, data)
 }
 
-pub(super) fn tile(_: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
+pub(super) fn tile(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
     let x = get(inputs, 0)?;
     let repeats = sizes(&integers(get(inputs, 1)?)?)?;
     if repeats.len() != x.shape().len() {
@@ -177,11 +184,11 @@ pub(super) fn tile(_: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, 
     let dims = dims.ok_or("a size that overflows")?;
     let along: Vec<Vec<usize>> =
         x.shape().iter().zip(&dims).map(|(d, n)| (0..*n).map(|i| i % d).collect()).collect();
-    gathered(x, &along).map(|t| vec![t])
+    gathered(call, x, &along).map(|t| vec![t])
 }
 
 /// The elements at some indices of each dimension.
-fn gathered(x: &Tensor, along: &[Vec<usize>]) -> Result<Tensor, String> {
+fn gathered(call: &Call, x: &Tensor, along: &[Vec<usize>]) -> Result<Tensor, String> {
     let dims: Vec<usize> = along.iter().map(Vec::len).collect();
     size(&dims)?;
     // Whole ranges are copied in runs.
@@ -190,7 +197,7 @@ fn gathered(x: &Tensor, along: &[Vec<usize>]) -> Result<Tensor, String> {
         let first = |(indices, stride): (&Vec<usize>, &usize)| indices.first().map_or(0, |i| i * stride);
         let base: usize = along.iter().zip(&own).map(first).sum();
         let steps: Vec<isize> = own.iter().map(|stride| *stride as isize).collect();
-        let data = strided(x.data(), &dims, &steps, base as isize)?;
+        let data = strided(&call.pool, x.data(), &dims, &steps, base as isize)?;
         return tensor(dims, data);
     }
     let mut at = vec![0];
@@ -212,7 +219,7 @@ pub(super) fn gather(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tens
     let index = |i: i64| axis(i, length).ok().filter(|i| *i < length).ok_or(format!("index {i} of {length}"));
     let mut along = all(x);
     along[d] = integers(indices)?.into_iter().map(index).collect::<Result<_, _>>()?;
-    let picked = gathered(x, &along)?;
+    let picked = gathered(call, x, &along)?;
     let dims = [&x.shape()[..d], indices.shape(), &x.shape()[d + 1..]].concat();
     one(dims, picked.into_data())
 }
@@ -225,7 +232,7 @@ pub(super) fn slice(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tenso
     let axes = call.list(inputs, 3, "axes")?;
     let steps = call.list(inputs, 4, "steps")?;
     let along = sliced(x.shape(), &starts, &ends, axes.as_deref(), steps.as_deref())?;
-    gathered(x, &along).map(|t| vec![t])
+    gathered(call, x, &along).map(|t| vec![t])
 }
 
 /// The indices that a Slice keeps of each dimension.
@@ -286,7 +293,7 @@ pub(super) fn split(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tenso
         let mut along = all(x);
         along[d] = (start..start + size).collect();
         start += size;
-        gathered(x, &along)
+        gathered(call, x, &along)
     };
     parts.ok_or("sizes that do not add up")?.iter().map(part).collect()
 }
@@ -295,41 +302,44 @@ pub(super) fn concat(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tens
     let parts: Vec<&Tensor> = (0..inputs.len()).map(|i| get(inputs, i)).collect::<Result<_, _>>()?;
     let first = *parts.first().ok_or("it has no inputs")?;
     let d = call.axis("axis", 1, first.shape().len())?;
-    let mut total = first.clone();
-    for part in &parts[1..] {
-        let (a, b) = (total.shape().to_vec(), part.shape());
-        let fits = a.len() == b.len() && d < a.len() && (0..a.len()).all(|i| i == d || a[i] == b[i]);
-        if !fits {
-            return Err(format!("shapes {a:?} and {b:?} along {d}"));
-        }
-        let (data, border) = joined(total.data(), part.data())?;
-        let inner: usize = a[d + 1..].iter().product();
-        let outer: usize = a[..d].iter().product();
-        let (rows_a, rows_b) = (a[d] * inner, b[d] * inner);
-        let mut dims = a;
-        dims[d] += b[d];
-        if outer == 1 {
-            total = tensor(dims, data)?;
-            continue;
-        }
-        if let Data::F32(values) = &data {
-            let (first, second) = values.split_at(border);
-            let mut out = Vec::with_capacity(values.len());
-            for o in 0..outer {
-                out.extend_from_slice(&first[o * rows_a..(o + 1) * rows_a]);
-                out.extend_from_slice(&second[o * rows_b..(o + 1) * rows_b]);
-            }
-            total = tensor(dims, Data::F32(out))?;
-            continue;
-        }
-        let at: Vec<usize> = (0..outer)
-            .flat_map(|o| {
-                (o * rows_a..(o + 1) * rows_a).chain(border + o * rows_b..border + (o + 1) * rows_b)
-            })
-            .collect();
-        total = tensor(dims, pick(&data, &at)?)?;
+    let mut dims = first.shape().to_vec();
+    if d >= dims.len() {
+        return Err("a tensor of no dimensions has no axis".into());
     }
-    Ok(vec![total])
+    for part in &parts[1..] {
+        let (a, b) = (&dims, part.shape());
+        let fits = a.len() == b.len() && (0..a.len()).all(|i| i == d || a[i] == b[i]);
+        let total = dims[d].checked_add(b.get(d).copied().unwrap_or(0)).filter(|_| fits);
+        dims[d] = total.ok_or_else(|| format!("shapes {dims:?} and {b:?} along {d}"))?;
+    }
+    let length = size(&dims)?;
+    let outer: usize = dims[..d].iter().product();
+    // What each part adds to each of the outer rows.
+    macro_rules! of {
+        ($kind:ident, $room:expr) => {{
+            let mut out = $room;
+            let lists = parts.iter().map(|part| match part.data() {
+                Data::$kind(list) => Ok((list, list.len() / outer.max(1))),
+                other => Err(format!("values of {} and {}", first.data().type_name(), other.type_name())),
+            });
+            let lists = lists.collect::<Result<Vec<_>, _>>()?;
+            for row in 0..outer {
+                for (list, size) in &lists {
+                    out.extend_from_slice(&list[row * size..(row + 1) * size]);
+                }
+            }
+            Data::$kind(out)
+        }};
+    }
+    let data = match first.data() {
+        Data::F32(_) => of!(F32, call.pool.empty(length)),
+        Data::U8(_) => of!(U8, Vec::with_capacity(length)),
+        Data::I8(_) => of!(I8, Vec::with_capacity(length)),
+        Data::I32(_) => of!(I32, Vec::with_capacity(length)),
+        Data::I64(_) => of!(I64, Vec::with_capacity(length)),
+        Data::Bool(_) => of!(Bool, Vec::with_capacity(length)),
+    };
+    one(dims, data)
 }
 
 /// Where the elements of a padded tensor come from, for each of its dimensions; `None` is a constant padding.

@@ -9,12 +9,17 @@ mod arithmetic;
 mod layout;
 mod linear;
 mod normalise;
+mod pool;
 mod quantise;
 mod reduce;
 mod unary;
+mod vectors;
 
 pub(crate) use layout::{padded, parts as split_sizes, sliced, squeezed, unsqueezed};
+pub(crate) use pool::Pool;
 pub(crate) use unary::function;
+
+use std::sync::Arc;
 
 use crate::{
     engine::guarded,
@@ -33,6 +38,8 @@ pub(crate) struct Call {
     node: NodeProto,
     opset: i64,
     operator: Operator,
+    /// Where the results' memory comes from.
+    pool: Arc<Pool>,
 }
 
 /// Operators of ONNX's own domain.
@@ -107,13 +114,32 @@ impl Call {
         if !(0..inputs_min(&node.op_type)).all(there) {
             return None;
         }
-        Some(Self { node: node.clone(), opset: graph.opset(), operator })
+        Some(Self { node: node.clone(), opset: graph.opset(), operator, pool: Arc::default() })
+    }
+
+    /// Makes results in the memory of a pool that others give to.
+    pub(crate) fn sharing(self, pool: Arc<Pool>) -> Self {
+        Self { pool, ..self }
+    }
+
+    /// Whether the one result is the first input with another shape: [`Self::reshape`] does it without a copy.
+    pub(crate) fn keeps_elements(&self) -> bool {
+        matches!(&*self.node.op_type, "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze")
+    }
+
+    /// `others`: all inputs, of which the first does not matter.
+    pub(crate) fn reshape(&self, first: Tensor, others: &[Option<&Tensor>]) -> Result<Tensor, String> {
+        let dims = self.named(guarded(|| layout::reshaped(self, first.shape(), others)))?;
+        self.named(tensor(dims, first.into_data()))
+    }
+
+    fn named<T>(&self, result: Result<T, String>) -> Result<T, String> {
+        result.map_err(|e| format!("node {:?} ({}): {e}", self.node.name, self.node.op_type))
     }
 
     /// One tensor for each output that is there.
     pub(crate) fn run(&self, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
-        guarded(|| (self.operator)(self, inputs))
-            .map_err(|e| format!("node {:?} ({}): {e}", self.node.name, self.node.op_type))
+        self.named(guarded(|| (self.operator)(self, inputs)))
     }
 
     fn axis(&self, name: &str, absent: i64, rank: usize) -> Result<usize, String> {
@@ -242,10 +268,16 @@ fn broadcast(a: &Tensor, b: &Tensor) -> Result<Vec<usize>, String> {
 }
 
 /// A tensor of shape `dims` whose neighbours along dimension `d` lie `steps[d]` elements apart, from `base` on.
-fn strided(data: &Data, dims: &[usize], steps: &[isize], base: isize) -> Result<Data, String> {
-    fn list<T: Copy>(values: &[T], starts: &[usize], run: usize, step: isize) -> Result<Vec<T>, String> {
+fn strided(pool: &Pool, data: &Data, dims: &[usize], steps: &[isize], base: isize) -> Result<Data, String> {
+    fn list<T: Copy>(
+        mut out: Vec<T>,
+        values: &[T],
+        starts: &[usize],
+        run: usize,
+        step: isize,
+    ) -> Result<Vec<T>, String> {
         let behind = || "an index behind the last element".to_owned();
-        let mut out = Vec::with_capacity(starts.len() * run);
+        out.reserve(starts.len() * run);
         for start in starts {
             if step == 1 {
                 out.extend_from_slice(values.get(*start..start + run).ok_or_else(behind)?);
@@ -280,33 +312,13 @@ fn strided(data: &Data, dims: &[usize], steps: &[isize], base: isize) -> Result<
     }
     let starts = if run == 0 { vec![] } else { offsets(&dims[..outer], &steps[..outer], base)? };
     Ok(match data {
-        Data::F32(v) => Data::F32(list(v, &starts, run, step)?),
-        Data::U8(v) => Data::U8(list(v, &starts, run, step)?),
-        Data::I8(v) => Data::I8(list(v, &starts, run, step)?),
-        Data::I32(v) => Data::I32(list(v, &starts, run, step)?),
-        Data::I64(v) => Data::I64(list(v, &starts, run, step)?),
-        Data::Bool(v) => Data::Bool(list(v, &starts, run, step)?),
+        Data::F32(v) => Data::F32(list(pool.empty(starts.len() * run), v, &starts, run, step)?),
+        Data::U8(v) => Data::U8(list(vec![], v, &starts, run, step)?),
+        Data::I8(v) => Data::I8(list(vec![], v, &starts, run, step)?),
+        Data::I32(v) => Data::I32(list(vec![], v, &starts, run, step)?),
+        Data::I64(v) => Data::I64(list(vec![], v, &starts, run, step)?),
+        Data::Bool(v) => Data::Bool(list(vec![], v, &starts, run, step)?),
     })
-}
-
-/// `e^x` within a few units in the last place, in operations that a compiler makes vectors of: the same bits everywhere.
-/// Range reduction and polynomial of Cephes' `expf`. Below -87.3 it stays at the smallest normal number or 0.
-fn exp(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
-    let x = x.clamp(-87.3, 88.7);
-    let whole = x * std::f32::consts::LOG2_E + SHIFT - SHIFT;
-    let rest = x - whole * 0.693_359_4 - whole * -2.121_944_4e-4;
-    let poly = 1.987_569_1e-4;
-    let poly = poly * rest + 1.398_199_9e-3;
-    let poly = poly * rest + 8.333_452e-3;
-    let poly = poly * rest + 4.166_579_6e-2;
-    let poly = poly * rest + 1.666_666_5e-1;
-    let poly = poly * rest + 0.5;
-    let value = poly * rest * rest + rest + 1.0;
-    // Of two halves, since 2^128 is no f32.
-    let half = (whole as i32) >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
-    value * power(half) * power(whole as i32 - half)
 }
 
 /// The elements at some indices, whatever their type.
@@ -332,17 +344,6 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn exp_is_near() {
-        for i in -8_700..8_870 {
-            let x = i as f32 / 100.0;
-            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((ours / exact - 1.0).abs() < 3e-7, "{x}: {ours} {exact}");
-        }
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(-1e30) < 2e-38 && exp(1e30).is_finite() && exp(f32::NAN).is_nan());
-    }
-
     proptest! {
         #[test]
         fn runs_are_what_single_elements_are(
@@ -360,7 +361,7 @@ mod tests {
             let count = dims.iter().product::<usize>() + 3;
             let data = Data::I32((0..count as i32).collect());
             let expected = pick(&data, &offsets(&dims, &steps, base).unwrap()).unwrap();
-            prop_assert_eq!(strided(&data, &dims, &steps, base), Ok(expected));
+            prop_assert_eq!(strided(&Pool::default(), &data, &dims, &steps, base), Ok(expected));
         }
     }
 }

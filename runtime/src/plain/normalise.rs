@@ -1,6 +1,6 @@
 //! Softmax and the normalisations. Sums are in f64, but for those of a Softmax over many columns.
 
-use super::{Call, exp, floats, get, one, tensor};
+use super::{Call, floats, get, one, tensor, vectors};
 use crate::tensor::{Data, Tensor};
 
 /// Softmax and LogSoftmax: along one axis since version 13, over all from the axis on before.
@@ -17,7 +17,9 @@ pub(super) fn softmax(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Ten
     };
     let logarithm = call.node.op_type == "LogSoftmax";
     if !logarithm && length > 0 && inner > 1 {
-        return one(dims.to_vec(), Data::F32(columns(values, length, inner)));
+        let mut out = call.pool.list(values.len());
+        vectors::softmax(values, length, inner, &mut out);
+        return one(dims.to_vec(), Data::F32(out));
     }
     let mut out = vec![0.0; values.len()];
     for first in (0..values.len() / length.max(1)).map(|i| i / inner * inner * length + i % inner) {
@@ -30,34 +32,6 @@ pub(super) fn softmax(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Ten
         }
     }
     one(dims.to_vec(), Data::F32(out))
-}
-
-/// Softmax along the middle of `[.., length, inner]`, for many columns at one time.
-fn columns(values: &[f32], length: usize, inner: usize) -> Vec<f32> {
-    /// Columns that stay in the first-level cache.
-    const WIDTH: usize = 256;
-    let mut out = vec![0.0f32; values.len()];
-    for (values, out) in values.chunks_exact(length * inner).zip(out.chunks_exact_mut(length * inner)) {
-        for first in (0..inner).step_by(WIDTH) {
-            let width = WIDTH.min(inner - first);
-            let (mut highest, mut sums) = ([f32::NEG_INFINITY; WIDTH], [0.0f32; WIDTH]);
-            for row in values.chunks_exact(inner) {
-                let row = &row[first..first + width];
-                highest.iter_mut().zip(row).for_each(|(highest, x)| *highest = highest.max(*x));
-            }
-            for (row, out) in values.chunks_exact(inner).zip(out.chunks_exact_mut(inner)) {
-                let (row, out) = (&row[first..first + width], &mut out[first..first + width]);
-                for (((out, x), highest), sum) in out.iter_mut().zip(row).zip(&highest).zip(&mut sums) {
-                    *out = exp(x - highest);
-                    *sum += *out;
-                }
-            }
-            for out in out.chunks_exact_mut(inner) {
-                out[first..first + width].iter_mut().zip(&sums).for_each(|(out, sum)| *out /= sum);
-            }
-        }
-    }
-    out
 }
 
 /// BatchNormalization 7 to 15; in training it gives the new running mean and variance too.

@@ -1,6 +1,6 @@
 //! Operators on one tensor, element by element. [`function`] serves the byte engine's tables too.
 
-use super::{Call, floats, get, one};
+use super::{Call, floats, get, one, vectors};
 use crate::{
     onnx::{DataType, NodeProto},
     tensor::{Data, Tensor},
@@ -83,7 +83,9 @@ pub(super) fn unary(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tenso
     let data = match (x.data(), call.node.op_type.as_str()) {
         // Tables of bytes are made with the function below; where whole tensors go through, time counts.
         (Data::F32(values), "Sigmoid") => {
-            Data::F32(values.iter().map(|x| 1.0 / (1.0 + super::exp(-*x))).collect())
+            let mut out = call.pool.list(values.len());
+            vectors::sigmoid(values, &mut out);
+            Data::F32(out)
         }
         (Data::F32(values), _) => {
             let function = function(&call.node).ok_or("it is unknown")?;

@@ -116,8 +116,13 @@ impl Team {
         }
     }
 
-    /// Cuts `out` in pieces of `size` bytes, of which the last may be shorter, and calls `work` with the number of each.
-    pub(crate) fn pieces(&mut self, out: &mut [u8], size: usize, work: impl Fn(usize, &mut [u8]) + Sync) {
+    /// Cuts `out` in pieces of `size` elements, of which the last may be shorter, and calls `work` with the number of each.
+    pub(crate) fn pieces<T: Send>(
+        &mut self,
+        out: &mut [T],
+        size: usize,
+        work: impl Fn(usize, &mut [T]) + Sync,
+    ) {
         let (size, length) = (size.max(1), out.len());
         let start = Start(out.as_mut_ptr());
         self.parts(length.div_ceil(size), &|part| {
@@ -226,19 +231,18 @@ fn is_new(state: u64, last: u64) -> bool {
 }
 
 /// A pointer that may go to other threads, as what it points to may.
-#[derive(Clone, Copy)]
-struct Start(*mut u8);
+struct Start<T>(*mut T);
 
-impl Start {
-    fn get(self) -> *mut u8 {
+impl<T> Start<T> {
+    fn get(&self) -> *mut T {
         self.0
     }
 }
 
-// Safety: bytes may be written from any thread; `Team::pieces` sees to it that each byte is from one.
-unsafe impl Send for Start {}
+// Safety: `T` may be written from any thread; `Team::pieces` sees to it that each is from one.
+unsafe impl<T: Send> Send for Start<T> {}
 // Safety: as above.
-unsafe impl Sync for Start {}
+unsafe impl<T: Send> Sync for Start<T> {}
 
 #[cfg(test)]
 mod tests {
