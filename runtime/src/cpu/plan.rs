@@ -12,7 +12,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     arena::arrange,
     convert::{Export, Import},
-    kernels::{Isa, Team},
+    kernels::{Isa, Sum, Team},
 };
 use crate::{
     engine::Engine,
@@ -139,6 +139,17 @@ pub(super) trait Operation: Send + Sync {
 
     /// From now on looks up each byte of its result in `table`, on top of what it did before; whether it can.
     fn fuse_table(&mut self, _table: &[u8; 256]) -> bool {
+        false
+    }
+
+    /// If all it does is to add two inputs of the output's shape: how.
+    fn residual(&self) -> Option<Sum> {
+        None
+    }
+
+    /// From now on has one more input, of the output's shape, and adds it to what it did before; whether it can.
+    /// `skip_first`: that input is the first operand.
+    fn fuse_residual(&mut self, _sum: Sum, _skip_first: bool) -> bool {
         false
     }
 }

@@ -12,6 +12,7 @@ use super::{
     convert::{Form as Exported, reals},
     emission::Emission,
     forms::{Activation, Along, Form, Made, MadeId, Make, Refusal},
+    kernels::Sum,
     lower::Lowering,
     plan::{Place, Plan, Shape, Slot},
 };
@@ -191,11 +192,31 @@ impl<'a> Schedule<'a> {
                         make = step;
                     }
                 }
+                Make::Step { inputs, operation } => {
+                    if let Some(sum) = operation.residual()
+                        && let Some((before, step)) = self.fuse_residual(inputs, sum)
+                    {
+                        self.made[at].node = self.made[before.0].node;
+                        make = step;
+                    }
+                }
                 Make::Concat(parts, along) => {
                     let mut offset = Offset::default();
-                    for (of, table) in parts {
-                        self.settle(MadeId(at), offset, of, table);
-                        offset = offset.after(of.shape, *along);
+                    let mut rest = &mut parts[..];
+                    while let Some((of, _)) = rest.first() {
+                        let made = of.made;
+                        let together = self.together(rest, *along);
+                        if together > 1 {
+                            self.homes[made.0] = Some((MadeId(at), offset));
+                        }
+                        let (these, others) = rest.split_at_mut(together);
+                        for (of, table) in these {
+                            if together == 1 {
+                                self.settle(MadeId(at), offset, of, table);
+                            }
+                            offset = offset.after(of.shape, *along);
+                        }
+                        rest = others;
                     }
                 }
                 _ => {}
@@ -209,6 +230,47 @@ impl<'a> Schedule<'a> {
             Make::Step { operation, .. } => operation.fuse_table(table),
             _ => false,
         }
+    }
+
+    /// The step that gives one of a sum's two inputs, if it can do the addition too and nobody else needs what it gave.
+    fn fuse_residual(&mut self, inputs: &[Activation], sum: Sum) -> Option<(MadeId, Make)> {
+        let [a, b] = inputs else { return None };
+        let (before, skip) =
+            [(a, b, false), (b, a, true)].into_iter().find_map(|(product, skip, first)| {
+                let alone = self.uses[product.made.0] == 1 && product.made != skip.made;
+                let whole = alone && self.is_whole(product);
+                let Make::Step { inputs, operation } = &mut self.made[product.made.0].make else {
+                    return None;
+                };
+                let fused = whole && inputs.len() == 1 && operation.fuse_residual(sum, first);
+                fused.then_some((product.made, *skip))
+            })?;
+        if let Make::Step { inputs, .. } = &mut self.made[before.0].make {
+            inputs.push(skip);
+        }
+        self.uses[before.0] = 0;
+        let gone = Make::Concat(vec![], Along::Channels);
+        Some((before, std::mem::replace(&mut self.made[before.0].make, gone)))
+    }
+
+    /// How many of the first parts are all channels of one thing in their order, as a Split leaves them, so that it can
+    /// lie there as a whole; otherwise 1.
+    fn together(&self, parts: &[(Activation, Option<Box<[u8; 256]>>)], along: Along) -> usize {
+        let Some((first, _)) = parts.first() else { return 1 };
+        let made = &self.made[first.made.0];
+        let free = self.homes[first.made.0].is_none() && !made.dense && along == Along::Channels;
+        let mut channels = 0;
+        for (count, (of, table)) in (1..).zip(parts) {
+            let next = of.made == first.made && of.offset == channels && table.is_none();
+            if !free || !next || of.shape.pixels() != made.shape.pixels() {
+                return 1;
+            }
+            channels += of.shape.c;
+            if channels == made.shape.c {
+                return count;
+            }
+        }
+        1
     }
 
     /// Writes a part where the concatenation wants it, if that can be.

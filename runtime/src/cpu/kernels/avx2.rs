@@ -266,6 +266,12 @@ impl<D: Dot> Simd for Wide<D> {
         // Safety: the token proves the instruction.
         unsafe { _mm256_min_ps(a, b) }
     }
+
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        // Safety: the token proves the instruction.
+        unsafe { _mm256_max_ps(a, b) }
+    }
 }
 
 /// # Safety
@@ -273,7 +279,7 @@ impl<D: Dot> Simd for Wide<D> {
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn product(token: Token, job: &Job<'_>, rows: Range<usize>, blocks: Range<usize>) {
     // Safety: the caller's word.
-    unsafe { job.tiles::<_, 2, 2, 4, 8>(Wide(token), rows, blocks) }
+    unsafe { job.tiles::<_, 2, 2, 2, 2, 4, 3, 8>(Wide(token), rows, blocks) }
 }
 
 /// # Safety
@@ -292,7 +298,7 @@ pub(super) unsafe fn depthwise(token: Token, filters: &Filters, rows: &Rows, tar
 #[target_feature(enable = "avx2,fma,avxvnni")]
 pub(super) unsafe fn product_vnni(token: VnniToken, job: &Job<'_>, rows: Range<usize>, blocks: Range<usize>) {
     // Safety: the caller's word.
-    unsafe { job.tiles::<_, 3, 4, 6, 8>(Wide(token), rows, blocks) }
+    unsafe { job.tiles::<_, 3, 2, 4, 3, 6, 5, 8>(Wide(token), rows, blocks) }
 }
 
 /// # Safety

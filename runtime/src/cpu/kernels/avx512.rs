@@ -252,6 +252,12 @@ impl Simd for Token {
         // Safety: the token proves the instruction.
         unsafe { _mm512_min_ps(a, b) }
     }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // Safety: the token proves the instruction.
+        unsafe { _mm512_max_ps(a, b) }
+    }
 }
 
 /// # Safety
@@ -259,7 +265,7 @@ impl Simd for Token {
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) unsafe fn product(token: Token, job: &Job<'_>, rows: Range<usize>, blocks: Range<usize>) {
     // Safety: the caller's word.
-    unsafe { job.tiles::<_, 6, 8, 8, 8>(token, rows, blocks) }
+    unsafe { job.tiles::<_, 6, 5, 8, 7, 8, 7, 8>(token, rows, blocks) }
 }
 
 /// # Safety

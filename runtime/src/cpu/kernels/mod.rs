@@ -24,7 +24,7 @@ pub(crate) use aligned::Bytes;
 pub(crate) use bytewise::{Sum, add, lookup, maxima, quantise};
 pub(crate) use depthwise::{Filters, Planes, depthwise};
 pub(crate) use peak::multiply_accumulate;
-pub(crate) use product::{Finished, Matrix, Place, Windows, product};
+pub(crate) use product::{Finished, Matrix, Place, Skip, Windows, product};
 pub(crate) use team::Team;
 
 /// An instruction set that this processor has.
@@ -237,9 +237,12 @@ mod tests {
     proptest! {
         #[test]
         fn products_are_the_same_on_every_instruction_set(
-            (rows, width, columns) in (1usize..60, 1usize..20, prop_oneof![1usize..50, 50usize..200]),
+            (rows, width, columns) in (
+                1usize..60, 1usize..20, prop_oneof![1usize..50, 50usize..200, prop::sample::select(vec![16usize, 32, 64, 128])],
+            ),
             (runs, run, right) in (1usize..4, 1usize..40, 0usize..50),
             target in target(), scale in -20i32..8, seed in any::<u64>(), tabled in any::<bool>(),
+            (added, first, apart) in (any::<bool>(), any::<bool>(), 0usize..20),
         ) {
             let next = &mut values(seed);
             let weights = weights(runs * run * columns, next);
@@ -250,8 +253,13 @@ mod tests {
             let down = width * right + 11;
             let windows = Windows { rows, start: 3, width, right, down, runs: &at };
             let input = bytes(3 + rows.div_ceil(width) * down + width * right + runs * 37 + run + 12, next);
-            let place = Place { offset: 2, stride: columns + 3 };
-            let result = Finished { target, table: tabled.then_some(&table) };
+            let place = Place { offset: 2, stride: columns + if apart > 10 { 3 } else { 0 } };
+            let stride = columns + apart % 10;
+            let others = bytes(rows * stride, next);
+            let sum = Sum { ratio_a: 0.7, ratio_b: 0.4, fixed: -3.5, low: 3, high: 250 };
+            let last: [u8; 256] = std::array::from_fn(|_| next() as u8);
+            let skip = Skip { sum, bytes: &others, stride, first, table: tabled.then_some(&last) };
+            let result = Finished { target, table: tabled.then_some(&table), skip: added.then_some(skip) };
             let mut wanted = vec![7; rows * place.stride + 2];
             for r in 0..rows {
                 for c in 0..columns {
@@ -260,7 +268,13 @@ mod tests {
                         i32::from(input[from + at[i / run] + i % run]) * i32::from(weights[c * runs * run + i])
                     });
                     let byte = expected(terms.sum::<i32>() + bias[c], multiplier[c], target);
-                    wanted[2 + r * place.stride + c] = if tabled { table[usize::from(byte)] } else { byte };
+                    let byte = if tabled { table[usize::from(byte)] } else { byte };
+                    let other = others[r * stride + c];
+                    let (a, b) = if first { (other, byte) } else { (byte, other) };
+                    let added_up = f32::from(a).mul_add(0.7, f32::from(b).mul_add(0.4, -3.5));
+                    let sum = (added_up.round_ties_even() as i64).clamp(3, 250) as u8;
+                    let sum = if tabled { last[usize::from(sum)] } else { sum };
+                    wanted[2 + r * place.stride + c] = if added { sum } else { byte };
                 }
             }
             for mut team in teams() {
@@ -288,7 +302,7 @@ mod tests {
             let multiplier = multipliers(channels, scale, next);
             let (stride, out_stride) = (channels + apart[0], channels + apart[1]);
             let table: [u8; 256] = std::array::from_fn(|_| next() as u8);
-            let finished = Finished { target, table: tabled.then_some(&table) };
+            let finished = Finished { target, table: tabled.then_some(&table), skip: None };
             let bytes = bytes(input[0] * input[1] * stride - apart[0], next);
             let mut wanted = vec![7; output[0] * output[1] * out_stride - apart[1]];
             for (y, x, c) in (0..output[0] * output[1] * channels).map(|i| (i / channels / output[1], i / channels % output[1], i % channels)) {

@@ -306,6 +306,12 @@ impl<D: Dot> Simd for Vector<D> {
         // Safety: the token proves the instructions.
         unsafe { vminq_f32(a, b) }
     }
+
+    #[inline(always)]
+    fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // Safety: the token proves the instructions.
+        unsafe { vmaxq_f32(a, b) }
+    }
 }
 
 /// # Safety
@@ -313,7 +319,7 @@ impl<D: Dot> Simd for Vector<D> {
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn product(token: Token, job: &Job<'_>, rows: Range<usize>, blocks: Range<usize>) {
     // Safety: the caller's word.
-    unsafe { job.tiles::<_, 4, 4, 8, 8>(Vector(token), rows, blocks) }
+    unsafe { job.tiles::<_, 4, 3, 4, 3, 8, 7, 8>(Vector(token), rows, blocks) }
 }
 
 /// # Safety
@@ -329,7 +335,7 @@ pub(super) unsafe fn depthwise(token: Token, filters: &Filters, rows: &Rows, tar
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn product_dot(token: DotToken, job: &Job<'_>, rows: Range<usize>, blocks: Range<usize>) {
     // Safety: the caller's word.
-    unsafe { job.tiles::<_, 6, 8, 8, 8>(Vector(token), rows, blocks) }
+    unsafe { job.tiles::<_, 6, 5, 8, 7, 8, 7, 8>(Vector(token), rows, blocks) }
 }
 
 /// # Safety
@@ -350,7 +356,7 @@ pub(super) unsafe fn product_mixed(
     blocks: Range<usize>,
 ) {
     // Safety: the caller's word.
-    unsafe { job.tiles::<_, 6, 8, 8, 8>(Vector(token), rows, blocks) }
+    unsafe { job.tiles::<_, 6, 5, 8, 7, 8, 7, 8>(Vector(token), rows, blocks) }
 }
 
 /// # Safety

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "a named kernel module: every block says why it is safe")]
 #![allow(clippy::needless_range_loop, reason = "registers are several arrays, one index")]
 
+mod after;
 mod pack;
 
 use std::ops::Range;
@@ -15,6 +16,8 @@ use super::{
     simd::{Finish, Simd},
 };
 
+use after::Addition;
+pub(crate) use after::Skip;
 use pack::Block;
 pub(crate) use pack::Matrix;
 
@@ -22,6 +25,8 @@ pub(crate) use pack::Matrix;
 const LINE: usize = 64;
 /// Four bytes of a row at a time.
 const STEP: usize = 4;
+/// Tiles have 6, 8, or 1 to 4 rows.
+const TILES: usize = 24;
 
 /// Rows of the left side: row `r` starts at `start + r / width * down + r % width * right` of the input, and consists of
 /// runs at `runs` from there. A kernel reads runs rounded up to 4 bytes.
@@ -52,8 +57,10 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Finished<'a> {
     pub(crate) target: Target,
-    /// The byte that each byte becomes at last.
+    /// The byte that each byte becomes.
     pub(crate) table: Option<&'a [u8; 256]>,
+    /// What is added to these at last.
+    pub(crate) skip: Option<Skip<'a>>,
 }
 
 /// All rows of a product, into `out`.
@@ -73,9 +80,15 @@ pub(crate) fn product(
     assert!(windows.runs.len() == matrix.runs && windows.start + furthest + run <= input.len());
     assert!(place.offset + last * place.stride + matrix.columns <= out.len());
     assert!(windows.rows == 1 || matrix.columns <= place.stride);
+    if let Some(skip) = &result.skip {
+        assert!(last * skip.stride + matrix.columns <= skip.bytes.len());
+    }
     let job = Job { input, windows, matrix, result, out: Out(out.as_mut_ptr()), place };
     let (down, across) = divide(team.threads(), windows.rows, matrix);
-    let (rows, blocks) = (windows.rows.div_ceil(down), matrix.blocks.len().div_ceil(across));
+    // Whole tiles: rows that are left over in each part would be computed more than once.
+    let rows = windows.rows.div_ceil(down);
+    let rows = if rows >= 2 * TILES { rows / TILES * TILES } else { rows };
+    let (down, blocks) = (windows.rows.div_ceil(rows), matrix.blocks.len().div_ceil(across));
     let cut = |part: usize, size: usize, length: usize| part * size..((part + 1) * size).min(length);
     team.parts(down * across, &|part| {
         let (rows, blocks) =
@@ -153,33 +166,9 @@ impl Job<'_> {
                     Isa::I8mm(token) => super::neon::product_mixed(token, self, first..end, blocks.clone()),
                 }
             }
-            if let Some(table) = self.result.table {
-                // Safety: the caller's word.
-                unsafe { self.look_up(table, first..end, blocks.clone()) };
-            }
+            // Safety: the caller's word.
+            unsafe { self.after(first..end, blocks.clone()) };
             first = end;
-        }
-    }
-
-    /// # Safety
-    /// As [`Self::run`].
-    unsafe fn look_up(&self, table: &[u8; 256], rows: Range<usize>, blocks: Range<usize>) {
-        let all = &self.matrix.blocks;
-        let (Some(block), end) = (all.get(blocks.start), all.get(blocks.end)) else { return };
-        let columns = end.map_or(self.matrix.columns, |end| end.column) - block.column;
-        let Place { offset, stride } = self.place;
-        // Rows without gaps are as one.
-        let (rows, columns, stride) = if columns == stride {
-            (rows.start..rows.start + 1, columns * rows.len(), stride)
-        } else {
-            (rows, columns, stride)
-        };
-        for row in rows {
-            // Safety: `product` has checked the last row's last column.
-            let bytes = unsafe {
-                std::slice::from_raw_parts_mut(self.out.0.add(offset + row * stride + block.column), columns)
-            };
-            super::lookup(self.matrix.isa, table, bytes);
         }
     }
 
@@ -214,7 +203,8 @@ impl Job<'_> {
         }
     }
 
-    /// Tiles of `R4` rows by 4 vectors, `R3` by 3 and so on.
+    /// Tiles of `R4` rows by 4 vectors, `R3` by 3 and so on; of `L4`, `L3` and `L2`, one row less, where fewer rows come
+    /// twice then.
     ///
     /// # Safety
     /// As [`Self::run`]; `simd` is what the matrix is packed for.
@@ -222,8 +212,11 @@ impl Job<'_> {
     pub(super) unsafe fn tiles<
         S: Simd,
         const R4: usize,
+        const L4: usize,
         const R3: usize,
+        const L3: usize,
         const R2: usize,
+        const L2: usize,
         const R1: usize,
     >(
         &self,
@@ -231,26 +224,34 @@ impl Job<'_> {
         rows: Range<usize>,
         blocks: Range<usize>,
     ) {
+        let adds = self.adds_in_tiles();
+        let less =
+            |most: usize, less: usize| rows.len().next_multiple_of(less) < rows.len().next_multiple_of(most);
         for block in &self.matrix.blocks[blocks] {
             // Safety: the caller's word; `vectors` is 1 to 4.
             unsafe {
                 match (block.vectors, rows.len()) {
-                    (4, 1) => self.rows::<S, 1, 4>(simd, block, rows.clone()),
-                    (4, _) => self.rows::<S, R4, 4>(simd, block, rows.clone()),
-                    (3, _) => self.rows::<S, R3, 3>(simd, block, rows.clone()),
-                    (2, _) => self.rows::<S, R2, 2>(simd, block, rows.clone()),
-                    _ => self.rows::<S, R1, 1>(simd, block, rows.clone()),
+                    (4, _) if adds && less(R4, L4) => self.rows::<S, L4, 4, true>(simd, block, rows.clone()),
+                    (4, _) if adds => self.rows::<S, R4, 4, true>(simd, block, rows.clone()),
+                    (4, 1) => self.rows::<S, 1, 4, false>(simd, block, rows.clone()),
+                    (4, _) if less(R4, L4) => self.rows::<S, L4, 4, false>(simd, block, rows.clone()),
+                    (4, _) => self.rows::<S, R4, 4, false>(simd, block, rows.clone()),
+                    (3, _) if less(R3, L3) => self.rows::<S, L3, 3, false>(simd, block, rows.clone()),
+                    (3, _) => self.rows::<S, R3, 3, false>(simd, block, rows.clone()),
+                    (2, _) if less(R2, L2) => self.rows::<S, L2, 2, false>(simd, block, rows.clone()),
+                    (2, _) => self.rows::<S, R2, 2, false>(simd, block, rows.clone()),
+                    _ => self.rows::<S, R1, 1, false>(simd, block, rows.clone()),
                 }
             }
         }
     }
 
-    /// One block of columns.
+    /// One block of columns, with the residual addition or without.
     ///
     /// # Safety
-    /// As [`Self::tiles`]; the block has `V` vectors.
+    /// As [`Self::tiles`]; the block has `V` vectors; `ADDS` is [`Self::adds_in_tiles`].
     #[inline(always)]
-    unsafe fn rows<S: Simd, const R: usize, const V: usize>(
+    unsafe fn rows<S: Simd, const R: usize, const V: usize, const ADDS: bool>(
         &self,
         simd: S,
         block: &Block,
@@ -266,7 +267,10 @@ impl Job<'_> {
             multiplier: matrix.multiplier[block.sums..].as_ptr(),
             finish: Finish::new(simd, self.result.target),
             columns: matrix.columns - block.column,
+            addition: self.result.skip.map(|skip| Addition::new(simd, &skip, self.result.target)),
         };
+        let (skip, apart) =
+            self.result.skip.map_or((self.input.as_ptr(), 0), |skip| (skip.bytes.as_ptr(), skip.stride));
         let Windows { width, right, down, .. } = self.windows;
         let (mut row, mut x) = (rows.start, rows.start % width);
         let mut line = self.windows.start + row / width * down;
@@ -279,6 +283,7 @@ impl Job<'_> {
             // Where rows are fewer than the tile's, the last comes again.
             let mut from = [self.input.as_ptr(); R];
             let mut to = [self.out.0; R];
+            let mut skips = [skip; R];
             for r in 0..R {
                 // Safety: `row` is one of the rows whose place `product` has checked.
                 unsafe {
@@ -287,6 +292,9 @@ impl Job<'_> {
                         .out
                         .0
                         .add(self.place.offset + row.min(rows.end - 1) * self.place.stride + block.column);
+                    if ADDS {
+                        skips[r] = skip.add(row.min(rows.end - 1) * apart + block.column);
+                    }
                 }
                 row += 1;
                 if row < rows.end {
@@ -297,7 +305,7 @@ impl Job<'_> {
                 }
             }
             // Safety: whole rows of both sides.
-            unsafe { tile.run::<R, V>(from, to, if ahead < end { ahead } else { own }) };
+            unsafe { tile.run::<R, V, ADDS>(from, to, skips, if ahead < end { ahead } else { own }) };
             ahead = ahead.wrapping_add(lines);
         }
     }
@@ -314,16 +322,19 @@ struct Tile<'a, S: Simd> {
     finish: Finish<S>,
     /// Columns to write, if there are so many in the block.
     columns: usize,
+    addition: Option<Addition<S>>,
 }
 
 impl<S: Simd> Tile<'_, S> {
     /// # Safety
-    /// Every row of `from` has all runs, every row of `to` the block's columns; the block has `V` vectors.
+    /// Every row of `from` has all runs, every row of `to`, and of `skips` if it `ADDS`, the block's columns; the block has
+    /// `V` vectors.
     #[inline(always)]
-    unsafe fn run<const R: usize, const V: usize>(
+    unsafe fn run<const R: usize, const V: usize, const ADDS: bool>(
         &self,
         from: [*const u8; R],
         to: [*mut u8; R],
+        skips: [*const u8; R],
         mut ahead: *const u8,
     ) {
         let simd = self.simd;
@@ -362,7 +373,7 @@ impl<S: Simd> Tile<'_, S> {
             ($($r:literal)*) => {$(
                 if $r < R && $r % const { rows_a_vector(V) } == 0 {
                     // Safety: each row has the block's columns.
-                    unsafe { self.finish::<R, V, $r>(&sums, &to) }
+                    unsafe { self.finish::<R, V, $r, ADDS>(&sums, &to, &skips) }
                 }
             )*};
         }
@@ -372,16 +383,28 @@ impl<S: Simd> Tile<'_, S> {
     /// Sums of the rows of one vector, from `FIRST` on, to bytes.
     ///
     /// # Safety
-    /// Each row of `to` has the block's columns; the block has `V` vectors.
+    /// Each row of `to` has the block's columns, of `skips` too if it `ADDS`; the block has `V` vectors, 4 if it `ADDS`.
     #[inline(always)]
-    unsafe fn finish<const R: usize, const V: usize, const FIRST: usize>(
+    unsafe fn finish<const R: usize, const V: usize, const FIRST: usize, const ADDS: bool>(
         &self,
         sums: &[[S::Int; V]; R],
         to: &[*mut u8; R],
+        skips: &[*const u8; R],
     ) {
         let (simd, bytes) = (self.simd, 16 * S::LANES);
         let rows = const { rows_a_vector(V) };
         let mut quad = [simd.zero(); 4];
+        if ADDS && let Some(addition) = &self.addition {
+            // Safety: the caller's word.
+            let skip = simd.widen(unsafe { simd.load(skips[FIRST]) });
+            for v in 0..V {
+                // Safety: the block has a multiplier for each value.
+                let multiplier = unsafe { simd.load_real(self.multiplier.add(v * bytes / 4)) };
+                quad[v] = addition.round(simd, simd.mul(simd.to_real(sums[FIRST][v]), multiplier), skip[v]);
+            }
+            // Safety: the caller's word.
+            return unsafe { simd.store(to[FIRST], addition.bytes(simd, quad)) };
+        }
         for v in 0..V {
             // Safety: the block has a multiplier for each value.
             let multiplier = unsafe { simd.load_real(self.multiplier.add(v * bytes / 4)) };

@@ -96,6 +96,7 @@ pub(super) trait Simd: Copy {
     fn mul_add(self, a: Self::Real, b: Self::Real, c: Self::Real) -> Self::Real;
     /// The lesser; `b` where it is NaN.
     fn min(self, a: Self::Real, b: Self::Real) -> Self::Real;
+    fn max(self, a: Self::Real, b: Self::Real) -> Self::Real;
 }
 
 /// `rint(sum * multiplier) + zero`, clamped: [`super::Target`] as vectors.

@@ -256,6 +256,13 @@ impl Operation for Binary {
         fuse(&mut self.table, table);
         true
     }
+
+    fn residual(&self) -> Option<Sum> {
+        match self.formula {
+            Formula::Add(sum) if self.stretched == [false; 2] && self.table.is_none() => Some(sum),
+            _ => None,
+        }
+    }
 }
 
 impl Lowering<'_> {

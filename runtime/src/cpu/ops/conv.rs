@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{
     super::{
-        kernels::{Finished, Isa, Matrix, Place, Target, Windows, product, rint},
+        kernels::{Finished, Isa, Matrix, Place, Skip, Sum, Target, Windows, product, rint},
         lower::{Activation, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Quantity, Shape, View, ViewMut},
     },
@@ -313,6 +313,14 @@ impl Geometry {
     }
 }
 
+/// The addition behind a convolution.
+struct Residual {
+    sum: Sum,
+    /// The other input is its first operand.
+    skip_first: bool,
+    table: Option<Box<[u8; 256]>>,
+}
+
 struct Conv {
     geometry: Geometry,
     /// One a group.
@@ -324,6 +332,8 @@ struct Conv {
     zero: u8,
     target: Target,
     table: Option<Box<[u8; 256]>>,
+    /// The second input is added to the result.
+    residual: Option<Residual>,
 }
 
 impl Conv {
@@ -349,7 +359,7 @@ impl Conv {
             Matrix::pack(isa, runs.len(), run, bias, multiplier, &weights.arranged(sums, range, kh * kw))
         };
         let matrices = (0..groups).map(matrix).collect();
-        Self { geometry, matrices, runs, run, zero, target, table: None }
+        Self { geometry, matrices, runs, run, zero, target, table: None, residual: None }
     }
 }
 
@@ -378,13 +388,30 @@ impl Operation for Conv {
                 runs: &self.runs,
             };
             let place = Place { offset: group * matrix.columns(), stride: output.stride };
-            let finished = Finished { target: self.target, table: self.table.as_deref() };
+            let column = group * matrix.columns();
+            let skip = self.residual.as_ref().map(|residual| Skip {
+                sum: residual.sum,
+                bytes: &inputs[1].bytes[column..],
+                stride: inputs[1].stride,
+                first: residual.skip_first,
+                table: residual.table.as_deref(),
+            });
+            let finished = Finished { target: self.target, table: self.table.as_deref(), skip };
             product(context.team, bytes, windows, matrix, finished, output.bytes, place);
         }
     }
 
     fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
-        fuse(&mut self.table, table);
+        match &mut self.residual {
+            Some(residual) => fuse(&mut residual.table, table),
+            None => fuse(&mut self.table, table),
+        }
         true
+    }
+
+    fn fuse_residual(&mut self, sum: Sum, skip_first: bool) -> bool {
+        let free = self.residual.is_none();
+        self.residual.get_or_insert(Residual { sum, skip_first, table: None });
+        free
     }
 }

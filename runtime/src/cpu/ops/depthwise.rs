@@ -46,7 +46,7 @@ impl Depthwise {
 impl Operation for Depthwise {
     fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
         let (input, ViewMut { bytes, stride }) = (inputs[0], output);
-        let finished = Finished { target: self.target, table: self.table.as_deref() };
+        let finished = Finished { target: self.target, table: self.table.as_deref(), skip: None };
         depthwise(context.team, input.bytes, input.stride, &self.filters, finished, bytes, stride);
     }
 

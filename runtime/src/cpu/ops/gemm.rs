@@ -67,7 +67,7 @@ impl Operation for Gemm {
         }
         let rows = output.bytes.len().div_ceil(output.stride);
         let windows = Windows { rows, start: 0, width: rows.max(1), right: stride, down: 0, runs: &[0] };
-        let finished = Finished { target: self.target, table: self.table.as_deref() };
+        let finished = Finished { target: self.target, table: self.table.as_deref(), skip: None };
         let place = Place { offset: 0, stride: output.stride };
         product(context.team, bytes, windows, &self.matrix, finished, output.bytes, place);
     }

@@ -171,4 +171,10 @@ impl<D: Dot> Simd for Narrow<D> {
         // Safety: the token proves the instruction.
         unsafe { _mm_min_ps(a, b) }
     }
+
+    #[inline(always)]
+    fn max(self, a: __m128, b: __m128) -> __m128 {
+        // Safety: the token proves the instruction.
+        unsafe { _mm_max_ps(a, b) }
+    }
 }
