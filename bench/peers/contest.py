@@ -107,7 +107,9 @@ def contest(name, threads, contenders, args):
         for contender in order[turn % len(order):] + order[:turn % len(order)]:
             rounds[contender].append(measure(contenders[contender], args.models / f"{name}.onnx", threads, args))
     for result in (result for results in rounds.values() for result in results):
-        result["memory_bytes"] = result["peak_resident_bytes"] - result["resident_before_bytes"]
+        # A peer's image is there before it loads.
+        result["memory_bytes"] = (result["peak_resident_bytes"] - result["resident_before_bytes"]
+                                  - result.get("input_bytes", 0))
     for contender, results in rounds.items():
         line = {"model": name, "threads": threads, "contender": contender}
         for key in ("median_ms", "load_ms", "memory_bytes", "peak_resident_bytes"):

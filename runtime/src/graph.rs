@@ -89,12 +89,20 @@ pub struct Graph {
     names: HashMap<String, ValueId>,
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
+    /// Where constants lie, if they lie in a file.
+    file: Option<onnx::File>,
 }
 
 impl Graph {
     /// Reads and checks a file.
     pub fn read(bytes: &[u8], limits: &onnx::Limits) -> Result<Self, GraphError> {
         Self::new(onnx::read(bytes, limits)?)
+    }
+
+    /// As [`Graph::read`], with constants that stay in the file.
+    pub fn read_file(file: &onnx::File, limits: &onnx::Limits) -> Result<Self, GraphError> {
+        let graph = Self::new(onnx::read_file(file, limits)?)?;
+        Ok(Self { file: Some(file.clone()), ..graph })
     }
 
     /// Expects what [`onnx::read`] returned, or a model that was built to its rules.
@@ -114,7 +122,7 @@ impl Graph {
         let nodes = builder.nodes(graph)?;
         let outputs = builder.outputs(graph)?;
         let Builder { values, names } = builder;
-        Ok(Self { nodes, values, names, inputs, outputs, proto })
+        Ok(Self { nodes, values, names, inputs, outputs, proto, file: None })
     }
 
     fn graph(&self) -> &GraphProto {
@@ -177,6 +185,13 @@ impl Graph {
             Source::Constant(at) => Some(&self.graph().initializer[at]),
             Source::Node(node) if self.proto(node).op_type == "Constant" => self.proto(node).tensor("value"),
             _ => None,
+        }
+    }
+
+    /// The data of a constant is not needed for now: see [`onnx::File::let_go`].
+    pub(crate) fn let_go(&self, constant: &TensorProto) {
+        if let Some(file) = &self.file {
+            file.let_go(&constant.raw_data);
         }
     }
 

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use crate::{
     explain::Explanation,
     graph::{Graph, GraphError, ValueId},
-    onnx::{DataType, Limits},
+    onnx::{self, DataType, Limits},
     shape::{self, ShapeMismatch, Shapes},
 };
 
@@ -69,11 +69,17 @@ pub struct Model {
 impl Model {
     /// Reads an ONNX file; every bound is checked.
     pub fn load(bytes: &[u8], limits: &Limits) -> Result<Self, LoadError> {
-        let graph = Graph::read(bytes, limits);
-        Self::from_graph(
-            graph.map_err(|e| LoadError::Graph { model: "unnamed".into(), problem: Box::new(e) })?,
-            limits,
-        )
+        Self::from_read(Graph::read(bytes, limits), limits)
+    }
+
+    /// As [`Model::load`]; constants stay in the file, so that they need no memory of the process's own.
+    pub fn open(file: &onnx::File, limits: &Limits) -> Result<Self, LoadError> {
+        Self::from_read(Graph::read_file(file, limits), limits)
+    }
+
+    fn from_read(graph: Result<Graph, GraphError>, limits: &Limits) -> Result<Self, LoadError> {
+        let unnamed = |e| LoadError::Graph { model: "unnamed".into(), problem: Box::new(e) };
+        Self::from_graph(graph.map_err(unnamed)?, limits)
     }
 
     pub fn from_graph(graph: Graph, limits: &Limits) -> Result<Self, LoadError> {

@@ -1,7 +1,8 @@
 //! `andon-agent bench`: how long one run of a network takes here. One JSON line, for people and for scripts that
 //! compare runtimes: `{"median_ms":…,"min_ms":…,"p99_ms":…,"load_ms":…,"arena_bytes":…,"peak_resident_bytes":…,
-//! "resident_before_bytes":…,"engine":…}`. Loading is from the file to a session that can run; memory is the process's, as
-//! the kernel counts it, at its peak and before loading. `--per-step` shows before that line what each step takes.
+//! "resident_before_bytes":…,"input_bytes":…,"engine":…}`. Loading is from the file to a session that can run; memory is the
+//! process's, as the kernel counts it, at its peak and before loading; the images that it is given are made in between.
+//! `--per-step` shows before that line what each step takes.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -41,8 +42,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let inputs =
         session.inputs().zip(types).map(|((name, shape), t)| Ok((name.to_owned(), noise(shape, t)?)));
     let inputs: Vec<(String, Tensor)> = inputs.collect::<anyhow::Result<_>>()?;
-    let inputs: Vec<(&str, Tensor)> =
-        inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    let (names, inputs): (Vec<String>, Vec<Tensor>) = inputs.into_iter().unzip();
+    let input_bytes: usize = inputs.iter().map(bytes).sum();
+    let inputs: Vec<(&str, Tensor)> = names.iter().map(String::as_str).zip(inputs).collect();
     for _ in 0..args.warmup {
         session.run(&inputs)?;
     }
@@ -60,6 +62,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "load_ms": ms(load),
         "peak_resident_bytes": resident_bytes("VmHWM:"),
         "resident_before_bytes": before,
+        "input_bytes": input_bytes,
         "arena_bytes": session.arena_bytes(),
         "engine": session.engine(),
     });
@@ -72,6 +75,14 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
 /// Nearest rank, of sorted times; `times` is not empty.
 pub(super) fn quantile(times: &[Duration], percent: usize) -> Duration {
     times[(times.len() * percent).div_ceil(100).clamp(1, times.len()) - 1]
+}
+
+fn bytes(tensor: &Tensor) -> usize {
+    match tensor.data() {
+        Data::U8(_) | Data::I8(_) | Data::Bool(_) => tensor.data().len(),
+        Data::F32(_) | Data::I32(_) => tensor.data().len() * 4,
+        Data::I64(_) => tensor.data().len() * 8,
+    }
 }
 
 fn ms(time: Duration) -> f64 {

@@ -53,6 +53,7 @@ pub(crate) fn read(path: &Path, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
 pub(crate) fn load_model(path: &Path) -> anyhow::Result<Model> {
     let path = if path.is_dir() { path.join(andon_protocol::release::MODEL_FILE) } else { path.to_owned() };
     let limits = Limits::default();
-    let bytes = read(&path, limits.file_bytes_max)?;
-    Model::load(&bytes, &limits).with_context(|| format!("cannot load {}", path.display()))
+    let file = andon_runtime::onnx::File::open(&path, limits.file_bytes_max);
+    let file = file.with_context(|| format!("cannot read {}", path.display()))?;
+    Model::open(&file, &limits).with_context(|| format!("cannot load {}", path.display()))
 }

@@ -15,7 +15,7 @@ use andon_protocol::{
     release::{MANIFEST_BYTES_MAX, MANIFEST_FILE, MODEL_FILE, Manifest, REFERENCE_FILE},
     state::Running,
 };
-use andon_runtime::{Classifier, EngineChoice, Image, Judgement, Limits, Model};
+use andon_runtime::{Classifier, EngineChoice, Image, Judgement, Limits, Model, onnx};
 
 use super::{Judge, JudgeError, LoadedRelease};
 
@@ -39,11 +39,13 @@ pub fn load_release(folder: &Path, engine: EngineChoice) -> Result<LoadedRelease
         .map_err(|error| LoadReleaseError::Decode { path, error })?;
 
     let path = folder.join(MODEL_FILE);
-    let bytes = read(&path, limits.file_bytes_max)?;
-    let digest = Digest::of(&bytes);
+    // The store writes a release's files once, and never over one that is in use.
+    let file = onnx::File::open(&path, limits.file_bytes_max)
+        .map_err(|error| LoadReleaseError::Read { path: path.clone(), error })?;
+    let digest = Digest::of(&file);
+    file.let_go(&file);
     let model_error = |error| LoadReleaseError::Model { path: path.clone(), error };
-    let model = Model::load(&bytes, &limits).map_err(model_error)?;
-    drop(bytes);
+    let model = Model::open(&file, &limits).map_err(model_error)?;
     let classifier = Classifier::new(&model, &manifest, engine).map_err(model_error)?;
 
     let path = folder.join(REFERENCE_FILE);

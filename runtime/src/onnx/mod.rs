@@ -23,11 +23,13 @@
 
 mod build;
 mod check;
+mod file;
 mod proto;
 mod scan;
 
 use prost::{Message, bytes::Bytes};
 
+pub use file::File;
 pub use proto::{
     AttributeProto, AttributeType, DataType, Dimension, DimensionProto, GraphProto, ModelProto, NodeProto,
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
@@ -127,8 +129,12 @@ pub fn read(bytes: &[u8], limits: &Limits) -> Result<ModelProto, ReadError> {
     read_shared(Bytes::copy_from_slice(bytes), limits)
 }
 
-/// As [`read`], without a copy: constants refer to `bytes`.
-pub fn read_shared(bytes: Bytes, limits: &Limits) -> Result<ModelProto, ReadError> {
+/// As [`read`], without a copy: constants refer to the file.
+pub fn read_file(file: &File, limits: &Limits) -> Result<ModelProto, ReadError> {
+    read_shared(file.bytes(), limits)
+}
+
+fn read_shared(bytes: Bytes, limits: &Limits) -> Result<ModelProto, ReadError> {
     if bytes.len() > limits.file_bytes_max {
         return Err(ReadError::TooLarge { bytes: bytes.len(), max: limits.file_bytes_max });
     }

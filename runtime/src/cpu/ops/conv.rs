@@ -118,6 +118,7 @@ impl Weights {
         let fixed = lowering.fixed(id, 1).ok_or(Refusal::Form("its weights are no constant"))?;
         let values =
             fixed.centred().ok_or(Refusal::Form("its weights do not fit s8 without their zero point"))?;
+        lowering.graph().let_go(fixed.tensor);
         let rank = fixed.tensor.dims.len() as i64;
         let scales = match fixed.scales.len() {
             1 => vec![fixed.scales[0]; rows],
