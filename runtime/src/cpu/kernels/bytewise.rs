@@ -8,13 +8,26 @@ use super::{
 };
 
 /// `rint(a * ratio_a + (b * ratio_b + fixed))`, each a fused multiply-add, clamped.
+///
+/// With a `base` of 128 the bytes are s8 whose top bit is flipped, and the sum is that of s8: it is rounded elsewhere than
+/// one of bytes that are 128 more.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sum {
+    pub(crate) base: u8,
     pub(crate) ratio_a: f32,
     pub(crate) ratio_b: f32,
     pub(crate) fixed: f32,
     pub(crate) low: u8,
     pub(crate) high: u8,
+}
+
+impl Sum {
+    pub(crate) fn of(&self, a: u8, b: u8) -> u8 {
+        let real = |q: u8| f32::from(q) - f32::from(self.base);
+        let inner = real(b).mul_add(self.ratio_b, self.fixed);
+        let value = rint(real(a).mul_add(self.ratio_a, inner)) + i32::from(self.base);
+        value.clamp(self.low.into(), self.high.into()) as u8
+    }
 }
 
 /// All three have one length.
@@ -39,9 +52,7 @@ pub(crate) fn add(isa: Isa, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) {
         }
     };
     for ((out, a), b) in out[done..].iter_mut().zip(&a[done..]).zip(&b[done..]) {
-        let inner = f32::from(*b).mul_add(sum.ratio_b, sum.fixed);
-        let value = rint(f32::from(*a).mul_add(sum.ratio_a, inner));
-        *out = value.clamp(sum.low.into(), sum.high.into()) as u8;
+        *out = sum.of(*a, *b);
     }
 }
 
@@ -251,14 +262,19 @@ unsafe fn add_vector<S: Simd>(simd: S, a: *const u8, b: *const u8, sum: Sum, out
     let (ratio_a, ratio_b) = (simd.splat_real(sum.ratio_a), simd.splat_real(sum.ratio_b));
     let fixed = simd.splat_real(sum.fixed);
     // The zero point is in `fixed`.
-    let finish = Finish::new(simd, Target { zero: 0, low: sum.low, high: sum.high });
+    let finish = Finish::new(simd, Target { zero: sum.base, low: sum.low, high: sum.high });
+    let base = simd.splat_real(sum.base.into());
     // Safety: the caller's word.
     let (left, right) = unsafe { (simd.load(a), simd.load(b)) };
     let (left, right) = (simd.widen(left), simd.widen(right));
     let mut quad = [simd.zero(); 4];
     for q in 0..4 {
-        let inner = simd.mul_add(simd.to_real(right[q]), ratio_b, fixed);
-        quad[q] = finish.round_real(simd, simd.mul_add(simd.to_real(left[q]), ratio_a, inner));
+        let (mut left, mut right) = (simd.to_real(left[q]), simd.to_real(right[q]));
+        if sum.base != 0 {
+            (left, right) = (simd.sub(left, base), simd.sub(right, base));
+        }
+        let inner = simd.mul_add(right, ratio_b, fixed);
+        quad[q] = finish.round_real(simd, simd.mul_add(left, ratio_a, inner));
     }
     // Safety: the caller's word.
     unsafe { simd.store(out, finish.bytes(simd, quad)) };

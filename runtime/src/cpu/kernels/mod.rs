@@ -329,15 +329,17 @@ mod tests {
         #[test]
         fn sums_are_the_same_on_every_instruction_set(
             length in 0usize..200, ratios in (0.001f32..4.0, 0.001f32..4.0), fixed in -300f32..300.0,
-            bounds in any::<(u8, u8)>(), seed in any::<u64>(),
+            bounds in any::<(u8, u8)>(), signed in any::<bool>(), seed in any::<u64>(),
         ) {
             let next = &mut values(seed);
             let (a, b) = (bytes(length, next), bytes(length, next));
+            let base = if signed { 128 } else { 0 };
             let (low, high) = (bounds.0.min(bounds.1), bounds.0.max(bounds.1));
-            let sum = Sum { ratio_a: ratios.0, ratio_b: ratios.1, fixed, low, high };
+            let sum = Sum { base, ratio_a: ratios.0, ratio_b: ratios.1, fixed, low, high };
             let wanted = a.iter().zip(&b).map(|(a, b)| {
-                let real = f32::from(*a).mul_add(sum.ratio_a, f32::from(*b).mul_add(sum.ratio_b, fixed));
-                (real.round_ties_even() as i64).clamp(low.into(), high.into()) as u8
+                let [a, b] = [a, b].map(|q| (i32::from(*q) - i32::from(base)) as f32);
+                let real = a.mul_add(sum.ratio_a, b.mul_add(sum.ratio_b, fixed));
+                (real.round_ties_even() as i64 + i64::from(base)).clamp(low.into(), high.into()) as u8
             });
             let wanted: Vec<u8> = wanted.collect();
             for isa in Isa::all() {

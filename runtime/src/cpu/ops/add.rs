@@ -1,8 +1,9 @@
 //! Add, Mul, Sub and Div of two activations, or of one and a constant.
 //!
 //! Add is two fused multiply-adds on the raw bytes, Mul one multiplication of integers: as ONNX Runtime's x86 kernels.
-//! Off-spec: in both the zero point joins before rounding, so that exact ties go another way where it is odd. Sub and Div
-//! are in f32, with one rounding, as there. An operand is stretched where it has one pixel or one channel.
+//! Off-spec: in both the zero point joins before rounding, so that exact ties go another way where it is odd; it is that of
+//! s8 where the bytes are s8. Sub and Div are in f32, with one rounding, as there. An operand is stretched where it has one
+//! pixel or one channel.
 
 use std::rc::Rc;
 
@@ -92,7 +93,7 @@ fn curves(lowering: &mut Lowering<'_>, id: NodeId, kind: Kind) -> Result<Option<
             let finish = move |result: Quantity, target: Target| {
                 let fixed = Activation { quantity, ..of };
                 let (a, b) = if index == 1 { (of, fixed) } else { (fixed, of) };
-                let formula = Formula::new(kind, a.quantity, b.quantity, result, target)?;
+                let formula = Formula::new(kind, a, b, result, target)?;
                 Ok(std::array::from_fn(|q| {
                     let q = q as u8;
                     if index == 1 { formula.byte(q, byte) } else { formula.byte(byte, q) }
@@ -111,7 +112,7 @@ fn curves(lowering: &mut Lowering<'_>, id: NodeId, kind: Kind) -> Result<Option<
     }
     if let (Ok(a), Ok(b)) = (lowering.activation(id, 0), lowering.activation(id, 1)) {
         let finish = move |result: Quantity, target: Target| {
-            let formula = Formula::new(kind, a.quantity, b.quantity, result, target)?;
+            let formula = Formula::new(kind, a, b, result, target)?;
             Ok(std::array::from_fn(|q| formula.byte(table_a[q], table_b[q])))
         };
         return Ok(Some(Outcome::Pending(Pending::table(id, base_a, finish))));
@@ -144,7 +145,7 @@ fn operation(
     result: Quantity,
     target: Target,
 ) -> Result<Box<dyn Operation>, Refusal> {
-    let formula = Formula::new(kind, a.quantity, b.quantity, result, target)?;
+    let formula = Formula::new(kind, a, b, result, target)?;
     let stretched = [a.shape != shape, b.shape != shape];
     Ok(Box::new(Binary { formula, channels: shape.c, stretched, table: None }))
 }
@@ -153,27 +154,57 @@ fn operation(
 #[derive(Debug, Clone, Copy)]
 enum Formula {
     Add(Sum),
-    Mul { zero_a: i32, zero_b: i32, ratio: f32, zero: f32, low: u8, high: u8 },
+    Mul(Product),
     Real { divides: bool, a: Quantity, b: Quantity, scale: f32, target: Target },
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Product {
+    zero_a: i32,
+    zero_b: i32,
+    ratio: f32,
+    /// Of the result: joins before rounding, as it is in s8 where the bytes are.
+    zero: f32,
+    /// Joins behind it: 128 where the bytes are s8 whose top bit is flipped.
+    base: u8,
+    low: u8,
+    high: u8,
+}
+
+impl Product {
+    fn of(&self, x: u8, y: u8) -> u8 {
+        let product = (i32::from(x) - self.zero_a) * (i32::from(y) - self.zero_b);
+        let value = rint(product as f32 * self.ratio + self.zero) + i32::from(self.base);
+        value.clamp(self.low.into(), self.high.into()) as u8
+    }
+}
+
 impl Formula {
-    fn new(kind: Kind, a: Quantity, b: Quantity, result: Quantity, target: Target) -> Result<Self, Refusal> {
+    fn new(
+        kind: Kind,
+        a: Activation,
+        b: Activation,
+        result: Quantity,
+        target: Target,
+    ) -> Result<Self, Refusal> {
         let Target { low, high, .. } = target;
+        // What bytes that stand for s8 have more than those.
+        let base = if a.signed && b.signed { 0x80 } else { 0 };
+        let zero = |of: Quantity| f32::from(of.zero) - f32::from(base);
+        let (a, b) = (a.quantity, b.quantity);
         let far = || Refusal::Form("its scales are too far apart");
         match kind {
             Kind::Add => {
                 let (ratio_a, ratio_b) = (a.scale / result.scale, b.scale / result.scale);
-                let (zero_a, zero_b) = (f32::from(a.zero), f32::from(b.zero));
-                let fixed = f32::from(result.zero) - ratio_a.mul_add(zero_a, ratio_b * zero_b);
+                let fixed = zero(result) - ratio_a.mul_add(zero(a), ratio_b * zero(b));
                 let sane = [ratio_a, ratio_b, fixed].iter().all(|v| v.abs() < 1e9);
-                sane.then_some(Self::Add(Sum { ratio_a, ratio_b, fixed, low, high })).ok_or_else(far)
+                sane.then_some(Self::Add(Sum { base, ratio_a, ratio_b, fixed, low, high })).ok_or_else(far)
             }
             Kind::Mul => {
                 let ratio = a.scale * b.scale / result.scale;
-                let (zero_a, zero_b, zero) = (a.zero.into(), b.zero.into(), result.zero.into());
-                let sane = ratio.abs() < 1e9;
-                sane.then_some(Self::Mul { zero_a, zero_b, ratio, zero, low, high }).ok_or_else(far)
+                let (zero_a, zero_b, zero) = (a.zero.into(), b.zero.into(), zero(result));
+                let product = Product { zero_a, zero_b, ratio, zero, base, low, high };
+                (ratio.abs() < 1e9).then_some(Self::Mul(product)).ok_or_else(far)
             }
             Kind::Sub | Kind::Div => {
                 Ok(Self::Real { divides: kind == Kind::Div, a, b, scale: result.scale, target })
@@ -183,14 +214,8 @@ impl Formula {
 
     fn byte(&self, x: u8, y: u8) -> u8 {
         match *self {
-            Self::Add(Sum { ratio_a, ratio_b, fixed, low, high }) => {
-                let value = f32::from(x).mul_add(ratio_a, f32::from(y).mul_add(ratio_b, fixed));
-                rint(value).clamp(low.into(), high.into()) as u8
-            }
-            Self::Mul { zero_a, zero_b, ratio, zero, low, high } => {
-                let product = (i32::from(x) - zero_a) * (i32::from(y) - zero_b);
-                rint(product as f32 * ratio + zero).clamp(low.into(), high.into()) as u8
-            }
+            Self::Add(sum) => sum.of(x, y),
+            Self::Mul(product) => product.of(x, y),
             Self::Real { divides, a, b, scale, target } => {
                 let real = |q: u8, of: Quantity| (f32::from(q) - f32::from(of.zero)) * of.scale;
                 let (x, y) = (real(x, a), real(y, b));
@@ -213,11 +238,8 @@ impl Binary {
     fn row(&self, isa: Isa, a: &[u8], b: &[u8], output: &mut [u8]) {
         match self.formula {
             Formula::Add(sum) => add(isa, a, b, sum, output),
-            Formula::Mul { zero_a, zero_b, ratio, zero, low, high } => {
-                for ((x, y), out) in a.iter().zip(b).zip(&mut *output) {
-                    let product = (i32::from(*x) - zero_a) * (i32::from(*y) - zero_b);
-                    *out = rint(product as f32 * ratio + zero).clamp(low.into(), high.into()) as u8;
-                }
+            Formula::Mul(product) => {
+                a.iter().zip(b).zip(&mut *output).for_each(|((x, y), out)| *out = product.of(*x, *y));
             }
             formula => {
                 a.iter().zip(b).zip(&mut *output).for_each(|((x, y), out)| *out = formula.byte(*x, *y));

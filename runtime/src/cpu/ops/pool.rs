@@ -137,13 +137,14 @@ pub(super) fn lower_window_average(lowering: &mut Lowering<'_>, id: NodeId) -> R
     let counts_padding = lowering.graph().proto(id).int("count_include_pad").unwrap_or(0) != 0;
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let (window, values) = (window.clone(), Box::new(reals(input.quantity)));
+        let base = if input.signed { 0x80 } else { 0 };
         let (input, scale) = (input.shape, result.scale);
-        Ok(Box::new(Average { window, input, output, values, counts_padding, scale, target }))
+        Ok(Box::new(Average { window, input, output, values, counts_padding, scale, base, target }))
     };
     Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
 }
 
-/// Off-spec: the zero point joins before rounding.
+/// Off-spec: the zero point joins before rounding; it is that of s8 where the bytes are.
 struct Average {
     window: shape::Window,
     input: Shape,
@@ -151,6 +152,8 @@ struct Average {
     values: Box<[f32; 256]>,
     counts_padding: bool,
     scale: f32,
+    /// What bytes that stand for s8 have more than those.
+    base: u8,
     target: Target,
 }
 
@@ -174,8 +177,9 @@ impl Operation for Average {
                 count = with_padding(&self.window, 0, y, h) * with_padding(&self.window, 1, x, w);
             }
             for (out, sum) in pixel.iter_mut().zip(&sums) {
-                let value = sum / count.max(1) as f32 / self.scale + f32::from(zero);
-                *out = rint(value).clamp(low.into(), high.into()) as u8;
+                let zero = f32::from(zero) - f32::from(self.base);
+                let value = rint(sum / count.max(1) as f32 / self.scale + zero) + i32::from(self.base);
+                *out = value.clamp(low.into(), high.into()) as u8;
             }
         }
     }
