@@ -80,8 +80,8 @@ pub(crate) fn depthwise(
     if line == 0 || height == 0 {
         return;
     }
-    // About 10 microseconds of work.
-    let size = team.piece(out.len(), line, (1 << 20) / (4 * filters.terms.len().max(1)));
+    // A few microseconds of work.
+    let size = team.piece(out.len(), line, (1 << 18) / (4 * filters.terms.len().max(1)));
     team.pieces(out, size, |part, out| {
         for (i, out) in out.chunks_mut(line).enumerate() {
             filters.row(input, stride, part * (size / line) + i, finished.target, out, out_stride);

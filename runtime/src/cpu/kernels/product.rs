@@ -100,6 +100,8 @@ pub(crate) fn product(
 
 /// Parts by rows, and by blocks: the side with the larger memory traffic is cut.
 fn divide(threads: usize, rows: usize, matrix: &Matrix) -> (usize, usize) {
+    /// So few that each thread may read them all: rows stay with the thread that wrote them.
+    const WEIGHTS_SHARED: usize = 128 << 10;
     /// Fewer are not worth the way to another thread.
     const PRODUCTS_MIN: usize = 1 << 18;
     if threads == 1 {
@@ -107,7 +109,8 @@ fn divide(threads: usize, rows: usize, matrix: &Matrix) -> (usize, usize) {
     }
     let parts = (rows.saturating_mul(matrix.products()) / PRODUCTS_MIN).clamp(1, 4 * threads);
     let blocks = matrix.blocks.len();
-    let across = if matrix.columns > rows { parts.min(blocks) } else { 1 };
+    let shared = matrix.weights.len() <= WEIGHTS_SHARED && rows >= 2 * TILES;
+    let across = if matrix.columns > rows && !shared { parts.min(blocks) } else { 1 };
     let down = (parts / across).clamp(1, rows.div_ceil(8));
     let across = if down == 1 { parts.min(blocks) } else { across };
     // None may be empty.

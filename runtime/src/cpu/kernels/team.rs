@@ -1,12 +1,13 @@
 //! The threads that share one step's work: [`Team`].
 //!
-//! A step is cut in parts, which the threads take one by one; each part writes its own bytes, so that results do not
+//! A step is cut in parts, which the threads take one by one, each its own share first; each part writes its own bytes, so that results do not
 //! depend on who took what. Whoever calls works too. Between two steps the others spin for a moment, then they park:
 //! no locks, and no allocation once the team stands. A thread that comes too late for a step is not waited for.
 #![allow(unsafe_code, reason = "a named kernel module: every block says why it is safe")]
 
 use std::{
     cell::UnsafeCell,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -37,13 +38,18 @@ struct Shared {
     state: AtomicU64,
     /// Written by the caller while nobody is at work and none may join.
     job: UnsafeCell<Option<Job>>,
-    /// The next part that nobody has taken.
-    next: AtomicUsize,
+    /// For each thread, the caller first: the next part of its share that nobody has taken.
+    next: Vec<Next>,
     panicked: AtomicBool,
     stop: AtomicBool,
     /// By thread.
     parked: Vec<AtomicBool>,
 }
+
+/// Alone on its line of the cache.
+#[repr(align(64))]
+#[derive(Default)]
+struct Next(AtomicUsize);
 
 #[derive(Clone, Copy)]
 struct Job {
@@ -65,7 +71,7 @@ impl Team {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            next: (0..=others).map(|_| Next::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             parked: (0..others).map(|_| AtomicBool::new(false)).collect(),
@@ -99,7 +105,9 @@ impl Team {
         };
         // Safety: the last call closed the job and saw the last thread leave, and `&mut self` means there is no other.
         unsafe { *shared.job.get() = Some(Job { work, parts }) };
-        shared.next.store(0, Relaxed);
+        for (share, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.share(parts, share).start, Relaxed);
+        }
         shared.panicked.store(false, Relaxed);
         let number = shared.state.load(Relaxed) / JOB;
         shared.state.store(number.wrapping_add(1).wrapping_mul(JOB) | OPEN, SeqCst);
@@ -109,7 +117,7 @@ impl Team {
             }
         }
         let closed = Closed(shared);
-        shared.take(Job { work, parts });
+        shared.take(Job { work, parts }, 0);
         drop(closed);
         if shared.panicked.load(Relaxed) {
             panic!("a thread of the team panicked");
@@ -169,14 +177,26 @@ impl Drop for Closed<'_> {
 }
 
 impl Shared {
-    fn take(&self, job: Job) {
-        loop {
-            let part = self.next.fetch_add(1, Relaxed);
-            if part >= job.parts {
-                return;
+    /// The parts that a thread takes first: the same ones in each step of a network, so that it finds in its own cache what
+    /// it wrote there.
+    fn share(&self, parts: usize, thread: usize) -> Range<usize> {
+        let threads = self.next.len();
+        parts * thread / threads..parts * (thread + 1) / threads
+    }
+
+    /// The thread's own share, then what is left of others'.
+    fn take(&self, job: Job, thread: usize) {
+        let threads = self.next.len();
+        for owner in (thread..threads).chain(0..thread) {
+            let end = self.share(job.parts, owner).end;
+            loop {
+                let part = self.next[owner].0.fetch_add(1, Relaxed);
+                if part >= end {
+                    break;
+                }
+                // Safety: `Team::parts` keeps the work alive until nobody is at work.
+                unsafe { (*job.work)(part) };
             }
-            // Safety: `Team::parts` keeps the work alive until nobody is at work.
-            unsafe { (*job.work)(part) };
         }
     }
 
@@ -187,10 +207,10 @@ impl Shared {
             last = number;
             // Safety: having joined, this thread may read the job.
             if let Some(job) = unsafe { *self.job.get() }
-                && catch_unwind(AssertUnwindSafe(|| self.take(job))).is_err()
+                && catch_unwind(AssertUnwindSafe(|| self.take(job, index + 1))).is_err()
             {
                 self.panicked.store(true, Relaxed);
-                self.next.store(job.parts, Relaxed);
+                self.next.iter().for_each(|next| next.0.store(job.parts, Relaxed));
             }
             self.state.fetch_sub(1, Release);
         }

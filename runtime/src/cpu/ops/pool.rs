@@ -112,10 +112,19 @@ impl Operation for Mean {
             (rint(real / self.scale) + i32::from(zero)).clamp(low.into(), high.into()) as u8
         };
         let pixels = || inputs[0].pixels(self.channels[0]);
-        let out = output.pixels(self.channels[1]).flatten();
         if self.over_pixels {
-            out.enumerate().for_each(|(c, out)| *out = byte(pixels().map(|p| i32::from(p[c])).sum()));
+            /// Channels whose sums stay in registers or close by.
+            const CHANNELS: usize = 128;
+            for (part, out) in output.bytes.chunks_mut(CHANNELS).enumerate() {
+                let mut sums = [0i32; CHANNELS];
+                for pixel in pixels() {
+                    let channels = pixel[part * CHANNELS..].iter();
+                    sums.iter_mut().zip(channels).for_each(|(sum, q)| *sum += i32::from(*q));
+                }
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = byte(sum));
+            }
         } else {
+            let out = output.pixels(self.channels[1]).flatten();
             let sums = pixels().map(|p| p.iter().map(|q| i32::from(*q)).sum());
             out.zip(sums).for_each(|(out, sum)| *out = byte(sum));
         }
