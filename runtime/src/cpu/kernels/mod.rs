@@ -242,7 +242,7 @@ mod tests {
             ),
             (runs, run, right) in (1usize..4, 1usize..40, 0usize..50),
             target in target(), scale in -20i32..8, seed in any::<u64>(), tabled in any::<bool>(),
-            (added, first, apart) in (any::<bool>(), any::<bool>(), 0usize..20),
+            (added, first, signed, apart) in (any::<bool>(), any::<bool>(), any::<bool>(), 0usize..20),
         ) {
             let next = &mut values(seed);
             let weights = weights(runs * run * columns, next);
@@ -256,7 +256,8 @@ mod tests {
             let place = Place { offset: 2, stride: columns + if apart > 10 { 3 } else { 0 } };
             let stride = columns + apart % 10;
             let others = bytes(rows * stride, next);
-            let sum = Sum { ratio_a: 0.7, ratio_b: 0.4, fixed: -3.5, low: 3, high: 250 };
+            let base = if signed { 128u8 } else { 0 };
+            let sum = Sum { base, ratio_a: 0.7, ratio_b: 0.4, fixed: -3.5, low: 3, high: 250 };
             let last: [u8; 256] = std::array::from_fn(|_| next() as u8);
             let skip = Skip { sum, bytes: &others, stride, first, table: tabled.then_some(&last) };
             let result = Finished { target, table: tabled.then_some(&table), skip: added.then_some(skip) };
@@ -271,8 +272,9 @@ mod tests {
                     let byte = if tabled { table[usize::from(byte)] } else { byte };
                     let other = others[r * stride + c];
                     let (a, b) = if first { (other, byte) } else { (byte, other) };
-                    let added_up = f32::from(a).mul_add(0.7, f32::from(b).mul_add(0.4, -3.5));
-                    let sum = (added_up.round_ties_even() as i64).clamp(3, 250) as u8;
+                    let [a, b] = [a, b].map(|q| f32::from(q) - f32::from(base));
+                    let added_up = a.mul_add(0.7, b.mul_add(0.4, -3.5));
+                    let sum = (added_up.round_ties_even() as i64 + i64::from(base)).clamp(3, 250) as u8;
                     let sum = if tabled { last[usize::from(sum)] } else { sum };
                     wanted[2 + r * place.stride + c] = if added { sum } else { byte };
                 }

@@ -49,7 +49,7 @@ pub(super) struct Addition<S: Simd> {
 impl<S: Simd> Addition<S> {
     #[inline(always)]
     pub(super) fn new(simd: S, skip: &Skip<'_>, product: Target) -> Self {
-        let Sum { ratio_a, ratio_b, fixed, low, high } = skip.sum;
+        let Sum { base: _, ratio_a, ratio_b, fixed, low, high } = skip.sum;
         let (ratio_product, ratio_skip) = if skip.first { (ratio_b, ratio_a) } else { (ratio_a, ratio_b) };
         let zero = f32::from(product.zero);
         Self {
@@ -93,12 +93,12 @@ const BATCH: usize = 2 << 10;
 const NARROW: usize = 64;
 
 impl Job<'_> {
-    /// Whether sums are added to while they are in registers: where all blocks are full, and no table comes between or
-    /// behind.
+    /// Whether sums are added to while they are in registers: where all blocks are full, no table comes between or
+    /// behind, and the bytes are u8.
     pub(super) fn adds_in_tiles(&self) -> bool {
         let (matrix, Finished { table, skip, .. }) = (self.matrix, self.result);
         table.is_none()
-            && skip.is_some_and(|skip| skip.table.is_none())
+            && skip.is_some_and(|skip| skip.table.is_none() && skip.sum.base == 0)
             && matrix.isa != Isa::Scalar
             && matrix.columns.is_multiple_of(16 * matrix.isa.lanes())
             && matrix.blocks.iter().all(|block| block.vectors == 4)
