@@ -34,10 +34,12 @@ impl Skip<'_> {
 /// A residual addition in registers.
 #[derive(Clone, Copy)]
 pub(super) struct Addition<S: Simd> {
-    /// Of the product's byte: bounds less the zero point, and that.
+    /// Of the product's byte: bounds less the zero point, and that less the sum's base.
     low: S::Real,
     high: S::Real,
     zero: S::Real,
+    /// If it is not 0.
+    base: Option<S::Real>,
     ratio_product: S::Real,
     ratio_skip: S::Real,
     fixed: S::Real,
@@ -49,20 +51,21 @@ pub(super) struct Addition<S: Simd> {
 impl<S: Simd> Addition<S> {
     #[inline(always)]
     pub(super) fn new(simd: S, skip: &Skip<'_>, product: Target) -> Self {
-        let Sum { base: _, ratio_a, ratio_b, fixed, low, high } = skip.sum;
+        let Sum { base, ratio_a, ratio_b, fixed, low, high } = skip.sum;
         let (ratio_product, ratio_skip) = if skip.first { (ratio_b, ratio_a) } else { (ratio_a, ratio_b) };
         let zero = f32::from(product.zero);
         Self {
             low: simd.splat_real(f32::from(product.low) - zero),
             high: simd.splat_real(f32::from(product.high) - zero),
-            zero: simd.splat_real(zero),
+            zero: simd.splat_real(zero - f32::from(base)),
+            base: (base != 0).then(|| simd.splat_real(base.into())),
             ratio_product: simd.splat_real(ratio_product),
             ratio_skip: simd.splat_real(ratio_skip),
             fixed: simd.splat_real(fixed),
             skip_first: skip.first,
             one: simd.splat_real(1.0),
             // The zero point is in `fixed`.
-            finish: Finish::new(simd, Target { zero: 0, low, high }),
+            finish: Finish::new(simd, Target { zero: base, low, high }),
         }
     }
 
@@ -73,6 +76,7 @@ impl<S: Simd> Addition<S> {
         // Exact: small integers.
         let product = simd.mul_add(simd.to_real(simd.round(within)), self.one, self.zero);
         let skip = simd.to_real(skip);
+        let skip = self.base.map_or(skip, |base| simd.sub(skip, base));
         let value = if self.skip_first {
             simd.mul_add(skip, self.ratio_skip, simd.mul_add(product, self.ratio_product, self.fixed))
         } else {
@@ -93,12 +97,12 @@ const BATCH: usize = 2 << 10;
 const NARROW: usize = 64;
 
 impl Job<'_> {
-    /// Whether sums are added to while they are in registers: where all blocks are full, no table comes between or
-    /// behind, and the bytes are u8.
+    /// Whether sums are added to while they are in registers: where all blocks are full, and no table comes between or
+    /// behind.
     pub(super) fn adds_in_tiles(&self) -> bool {
         let (matrix, Finished { table, skip, .. }) = (self.matrix, self.result);
         table.is_none()
-            && skip.is_some_and(|skip| skip.table.is_none() && skip.sum.base == 0)
+            && skip.is_some_and(|skip| skip.table.is_none())
             && matrix.isa != Isa::Scalar
             && matrix.columns.is_multiple_of(16 * matrix.isa.lanes())
             && matrix.blocks.iter().all(|block| block.vectors == 4)
