@@ -43,6 +43,8 @@ enum Command {
 enum Bench {
     /// Int8 networks on the CPU, against ONNX Runtime and OpenVINO.
     Cpu(peers::ContestOptions),
+    /// Int8 networks on this machine's GPU, or on another's: against our CPU engine and ncnn on Vulkan.
+    Gpu(peers::GpuOptions),
 }
 
 fn main() {
@@ -52,6 +54,7 @@ fn main() {
         Command::Test => test::run(),
         Command::Parity(options) => peers::parity(&options),
         Command::Bench(Bench::Cpu(options)) => peers::contest(&options),
+        Command::Bench(Bench::Gpu(options)) => peers::gpu(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Screenshot => demo::screenshot(),
     };

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use sha2::{Digest, Sha256};
 
@@ -50,6 +50,91 @@ pub(crate) struct ContestOptions {
     runs: u32,
 }
 
+#[derive(Args, Clone)]
+pub(crate) struct GpuOptions {
+    /// Write the folder here and run nothing: it needs no network where it goes
+    #[arg(long, value_name = "DIR")]
+    pack: Option<PathBuf>,
+    /// Version of the Python that will run it, such as 3.12; by default this machine's
+    #[arg(long, value_name = "VERSION")]
+    python: Option<String>,
+    /// Pack the agent as the tests build it, instead of a release build, which takes ten minutes
+    #[arg(long)]
+    dev: bool,
+}
+
+/// The same version as in the report.
+const NCNN: &str = "ncnn==1.0.20261020";
+const PACK_BYTES_MAX: u64 = 60_000_000;
+
+/// A folder with our agent, networks and a peer, which runs parity and then the benchmark on the GPU of the machine that
+/// it is carried to; without `pack`, on this one.
+pub(crate) fn gpu(options: &GpuOptions) -> Result<()> {
+    let here = shell::root().join("target").join("bench-gpu");
+    let pack = options.pack.as_ref().unwrap_or(&here);
+    if pack.exists() {
+        fs::remove_dir_all(pack).with_context(|| format!("cannot clear {}", pack.display()))?;
+    }
+    fs::create_dir_all(pack).with_context(|| format!("cannot make {}", pack.display()))?;
+    let agent = if options.dev {
+        agent()?
+    } else {
+        let release = ["build", "--release", "--locked", "-p", "andon-agent"];
+        shell::run("build", shell::cargo().args(release))?;
+        let folder = shell::program("andon-agent")?.parent().map(|p| p.with_file_name("release"));
+        folder.context("where Cargo put the release build is not known")?.join("andon-agent")
+    };
+    let stripped = pack.join("andon-agent");
+    shell::run("pack", Command::new("strip").arg("-o").arg(&stripped).arg(&agent))?;
+    let compressed = Command::new("gzip").arg("-9c").arg(&stripped).output().context("cannot start gzip")?;
+    fs::remove_file(&stripped).context("cannot remove the agent's copy")?;
+    ensure!(compressed.status.success(), "gzip: {}", String::from_utf8_lossy(&compressed.stderr));
+    fs::write(pack.join("andon-agent.gz"), compressed.stdout)?;
+    let mut params = script("gpu/params.py", &["requirements.txt", "requirements-gpu.txt"])?;
+    shell::run("ncnn", params.arg("--out").arg(pack.join("ncnn")))?;
+    let models = networks()?;
+    for name in ["mobilenetv2", "resnet50", "yolov8n"] {
+        let file = format!("{name}.onnx");
+        fs::copy(models.join(&file), pack.join(&file)).with_context(|| format!("cannot copy {file}"))?;
+    }
+    fs::copy(folder().join("gpu").join("run.py"), pack.join("run.py"))?;
+    let mut pip = Command::new(shell::python()?);
+    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]).arg(pack);
+    if let Some(version) = &options.python {
+        pip.args([
+            "--python-version",
+            version,
+            "--implementation",
+            "cp",
+            "--platform",
+            "manylinux_2_28_x86_64",
+        ]);
+    }
+    shell::run("ncnn", pip.arg(NCNN))?;
+    let size = bytes(pack)?;
+    eprintln!(
+        "==> {} has {:.1} MB; python3 {}/run.py runs it",
+        pack.display(),
+        size as f64 / 1e6,
+        pack.display()
+    );
+    ensure!(size <= PACK_BYTES_MAX, "the folder may have {PACK_BYTES_MAX} bytes");
+    if options.pack.is_some() {
+        return Ok(());
+    }
+    shell::run("bench", Command::new(shell::python()?).arg(pack.join("run.py")))
+}
+
+fn bytes(folder: &Path) -> Result<u64> {
+    let mut total = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let about = entry.metadata()?;
+        total += if about.is_dir() { bytes(&entry.path())? } else { about.len() };
+    }
+    Ok(total)
+}
+
 /// Every u8 tensor of five networks against ONNX Runtime's. Builds the agent first.
 pub(crate) fn parity(options: &ParityOptions) -> Result<()> {
     let mut script = script("parity.py", &["requirements.txt"])?;
@@ -87,19 +172,25 @@ fn folder() -> PathBuf {
 /// A script of `bench/peers` with the packages it needs and the networks.
 fn script(name: &str, requirements: &[&str]) -> Result<Command> {
     let packages: Vec<PathBuf> = requirements.iter().map(|r| packages(r)).collect::<Result<_>>()?;
-    let python = |script: &Path| -> Result<Command> {
-        let mut command = Command::new(shell::python()?);
-        command.env("PYTHONPATH", std::env::join_paths(&packages)?).env("PYTHONDONTWRITEBYTECODE", "1");
-        command.arg(script);
-        Ok(command)
-    };
+    let mut command = python(&packages, &folder().join(name))?;
+    command.arg("--models").arg(networks()?);
+    Ok(command)
+}
+
+/// The networks, made now if they are not there.
+fn networks() -> Result<PathBuf> {
     let maker = folder().join("models.py");
-    let made = made("peers-models", &[&maker, &folder().join("requirements.txt")], |work| {
+    made("peers-models", &[&maker, &folder().join("requirements.txt")], |work| {
         eprintln!("==> peers: making the networks, half a minute");
-        shell::run_quietly("peers", python(&maker)?.arg("--out").arg(work)).map(drop)
-    })?;
-    let mut command = python(&folder().join(name))?;
-    command.arg("--models").arg(made);
+        let packages = [packages("requirements.txt")?];
+        shell::run_quietly("peers", python(&packages, &maker)?.arg("--out").arg(work)).map(drop)
+    })
+}
+
+fn python(packages: &[PathBuf], script: &Path) -> Result<Command> {
+    let mut command = Command::new(shell::python()?);
+    command.env("PYTHONPATH", std::env::join_paths(packages)?).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.arg(script);
     Ok(command)
 }
 

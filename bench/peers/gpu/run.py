@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Our runtime on this machine's GPU: first whether it gives the CPU's bytes, then how fast it is beside ncnn on Vulkan.
+
+Runs in the folder that `cargo xtask bench gpu --pack DIR` writes; needs Python 3 and a Vulkan driver, and no network. What
+it finds goes into one JSON file with the adapter's and the driver's name: `--out FILE`, by default `result.json`.
+
+Each measurement is a process of its own. Contenders take turns within a round; a ratio is formed within a round, and its
+median over the rounds is reported. ncnn's time is from an image in memory to the result in memory, as ours is. Its
+networks have the same layers and no weights (zeros), which take the same time.
+"""
+
+import argparse
+import ast
+import gzip
+import json
+import pathlib
+import random
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+MODELS = {"mobilenetv2": 224, "resnet50": 224, "yolov8n": 640}
+GPU, CPU = "andon gpu", "andon cpu"
+PEERS = ("ncnn fp16", "ncnn int8")
+# The better of the two counts.
+GOAL = 0.7
+
+
+def agent(folder):
+    program = folder / "andon-agent"
+    program.write_bytes(gzip.decompress((HERE / "andon-agent.gz").read_bytes()))
+    program.chmod(0o755)
+    return program
+
+
+def call(command, timeout=300):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout)
+    return done.returncode, done.stdout, done.stderr.strip()
+
+
+def write_npy(path, shape, values):
+    """f32, without numpy."""
+    header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
+    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+                     + struct.pack(f"<{len(values)}f", *values))
+
+
+def read_npz(path):
+    """Type and bytes of each array, by name."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.namelist():
+            data = archive.read(entry)
+            size = struct.unpack_from("<H" if data[6] == 1 else "<I", data, 8)[0]
+            start = 10 if data[6] == 1 else 12
+            header = ast.literal_eval(data[start:start + size].decode())
+            arrays[entry.removesuffix(".npy")] = header["descr"], data[start + size:]
+    return arrays
+
+
+def parity(program, name, folder):
+    """How many bytes of all quantised tensors the GPU has otherwise than the CPU, and by how much at most."""
+    size = MODELS[name]
+    image, results = folder / "image.npy", {}
+    source = random.Random(0)
+    write_npy(image, (1, 3, size, size), [source.gauss(0, 1) for _ in range(3 * size * size)])
+    for engine in ("cpu", "gpu"):
+        out = folder / f"{engine}.npz"
+        code, _, error = call([program, "run", "--model", HERE / f"{name}.onnx", "--input", image, "--output", out,
+                               "--all-tensors", "--engine", engine])
+        if code:
+            return {"model": name, "error": f"{engine}: {error[-500:]}"}
+        results[engine] = read_npz(out)
+        out.unlink()
+    elements = differ = most = 0
+    for key, (kind, mine) in results["cpu"].items():
+        if kind not in ("|u1", "|i1"):
+            continue
+        other = results["gpu"].get(key, (kind, b""))[1]
+        elements += len(mine)
+        if len(other) != len(mine):
+            return {"model": name, "error": f"the GPU gave {len(other)} bytes of {key}, expected {len(mine)}"}
+        if mine != other:
+            distances = [abs(a - b) for a, b in zip(mine, other) if a != b]
+            differ, most = differ + len(distances), max(most, *distances)
+    return {"model": name, "elements": elements, "differ": differ, "largest_difference": most}
+
+
+def measure(program, contender, name, args):
+    options = ["--model", HERE / f"{name}.onnx", "--runs", args.runs, "--warmup", args.warmup]
+    if contender in PEERS:
+        command = [sys.executable, __file__, "--peer", contender, "--name", name, "--site", args.site,
+                   "--runs", args.runs, "--warmup", args.warmup]
+    else:
+        command = [program, "bench", *options, "--engine", contender.split()[1]]
+        command += ["--threads", args.threads] if contender == CPU else []
+    code, out, error = call(command)
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    if code or not lines:
+        return {"error": error[-500:] or out[-500:]}
+    return json.loads(lines[-1])
+
+
+def contest(program, name, args):
+    contenders = [GPU, CPU, *PEERS]
+    rounds = {c: [] for c in contenders}
+    for turn in range(args.rounds):
+        for contender in contenders[turn % 4:] + contenders[:turn % 4]:
+            rounds[contender].append(measure(program, contender, name, args))
+            print(name, turn, contender, json.dumps(rounds[contender][-1])[:400], flush=True)
+    for contender, results in rounds.items():
+        line = {"model": name, "contender": contender}
+        errors = [r["error"] for r in results if "error" in r]
+        if errors:
+            yield line | {"error": errors[0]}
+            continue
+        line |= {"median_ms": statistics.median(r["median_ms"] for r in results),
+                 "min_ms": min(r["min_ms"] for r in results)}
+        line |= {k: v for k, v in results[-1].items() if k not in line and not k.startswith(("resident", "peak"))}
+        for peer in PEERS:
+            if contender == GPU and not any("error" in r for r in rounds[peer]):
+                ratios = [a["median_ms"] / b["median_ms"] for a, b in zip(results, rounds[peer])]
+                line[f"ratio_to_{peer.replace(' ', '_')}"] = round(statistics.median(ratios), 3)
+        yield line
+
+
+def peer(args):
+    """One measurement of ncnn on Vulkan."""
+    sys.path.insert(0, str(args.site))
+    import ncnn
+
+    if not ncnn.get_gpu_count():
+        sys.exit("ncnn finds no Vulkan device")
+    net = ncnn.Net()
+    net.opt.use_vulkan_compute = True
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = True
+    kind = args.peer.split()[1]
+    start = time.perf_counter()
+    if net.load_param(str(HERE / "ncnn" / f"{args.name}.{kind}.param")) or net.load_model(ncnn.DataReaderFromEmpty()):
+        sys.exit("ncnn cannot load the network")
+    load_ms = (time.perf_counter() - start) * 1e3
+    image = ncnn.Mat(w=MODELS[args.name], h=MODELS[args.name], c=3)
+    image.fill(0.5)
+    times = []
+    for _ in range(args.warmup + args.runs):
+        start = time.perf_counter()
+        extractor = net.create_extractor()
+        extractor.input("in0", image)
+        code, _ = extractor.extract("out0")
+        if code:
+            sys.exit(f"ncnn ends with {code}")
+        times.append((time.perf_counter() - start) * 1e3)
+    times = times[args.warmup:]
+    print(json.dumps({"median_ms": statistics.median(times), "min_ms": min(times), "load_ms": load_ms}))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "result.json")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=4, help="of our engine on the CPU")
+    parser.add_argument("--no-tuning", action="store_true")
+    # One measurement of a peer, for itself.
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--name", choices=MODELS, help=argparse.SUPPRESS)
+    parser.add_argument("--site", type=pathlib.Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        return peer(args)
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        program = agent(folder)
+        args.site = folder / "site"
+        for wheel in HERE.glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(args.site)
+        report = {"command": "python3 run.py " + " ".join(sys.argv[1:])}
+
+        def save():
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+        code, out, error = call([program, "gpu", "--json", "--check"], 600)
+        report["gpu"] = json.loads(out) if out.startswith("{") else {"error": f"{code}: {error[-2000:]}"}
+        print(json.dumps(report["gpu"], indent=1), flush=True)
+        save()
+        report["parity"] = []
+        for name in args.only:
+            report["parity"].append(parity(program, name, folder))
+            print(json.dumps(report["parity"][-1]), flush=True)
+            save()
+        if not args.no_tuning:
+            report["tuning"] = []
+            for name in args.only:
+                code, out, error = call([program, "tune", "--model", HERE / f"{name}.onnx", "--json"], 300)
+                report["tuning"].append({"model": name} | (json.loads(out) if out.startswith("{") else {"error": error[-1000:]}))
+                print(json.dumps(report["tuning"][-1])[:2000], flush=True)
+                save()
+        report["results"], report["steps"] = [], {}
+        for name in args.only:
+            for line in contest(program, name, args):
+                report["results"].append(line)
+                print(json.dumps(line), flush=True)
+            code, out, error = call([program, "bench", "--model", HERE / f"{name}.onnx", "--engine", "gpu", "--runs", 50,
+                                     "--warmup", 10, "--per-step"])
+            report["steps"][name] = (out or error).splitlines()
+            save()
+    print(f"\n{'model':<14}{'gpu ms':>9}{'cpu ms':>9}" + "".join(f"{p:>12}" for p in PEERS) + f"   ratio, goal {GOAL}")
+    for name in args.only:
+        row = {r["contender"]: r for r in report["results"] if r["model"] == name}
+        ms = lambda c: f"{row[c]['median_ms']:.3f}" if "median_ms" in row[c] else "-"
+        ratios = [v for k, v in row[GPU].items() if k.startswith("ratio_to")]
+        print(f"{name:<14}{ms(GPU):>9}{ms(CPU):>9}" + "".join(f"{ms(p):>12}" for p in PEERS)
+              + (f"   {max(ratios):.2f}" if ratios else "   -"))
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
