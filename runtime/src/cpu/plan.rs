@@ -112,6 +112,8 @@ impl ViewMut<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) bytes: Vec<u8>,
+    /// For steps made of others, which use the first.
+    pub(super) aside: Vec<u8>,
 }
 
 impl Scratch {

@@ -112,8 +112,9 @@ impl Maker<'_> {
 
     fn step(&mut self) {
         let x = self.any();
-        match self.choices.between(0, 9) {
+        match self.choices.between(0, 10) {
             0..=3 => self.conv(&x),
+            10 => self.transposed_conv(&x),
             4 => self.binary(&x),
             5 => self.max_pool(&x),
             6 => self.concat(&x),
@@ -138,26 +139,9 @@ impl Maker<'_> {
             Some(room.checked_sub((kernel[d] - 1) * dilations[d] + 1)? / strides[d] + 1)
         };
         let (Some(height), Some(width)) = (size(0, x.height), size(1, x.width)) else { return };
-        let depthwise = self.choices.between(0, 2) == 0;
-        let (groups, outputs) =
-            if depthwise { (x.channels, x.channels) } else { (1, self.choices.between(1, 40)) };
-        let name = self.fresh();
-        let [w, ws, wf, b, bs, bf] = ["w", "ws", "wf", "b", "bs", "bf"].map(|s| format!("{name}.{s}"));
+        let (groups, outputs) = self.groups(x);
         let dims = [outputs, x.channels / groups, kernel[0], kernel[1]];
-        let weights: Vec<i8> =
-            (0..dims.iter().product()).map(|_| (self.choices.byte() as i8).max(-127)).collect();
-        let scales: Vec<i32> = (0..outputs).map(|_| -(self.choices.between(4, 10) as i32)).collect();
-        let bias: Vec<i32> = (0..outputs).map(|_| (i32::from(self.choices.byte()) - 128) * 16).collect();
-        let real = |extra: i32| -> Vec<f32> { scales.iter().map(|s| 2f32.powi(s + extra)).collect() };
-        self.graph.initializer.extend([
-            TensorProto::i8(&w, &dims, &weights),
-            TensorProto::f32(&ws, &[outputs], &real(0)),
-            TensorProto::i32(&b, &[outputs], &bias),
-            TensorProto::f32(&bs, &[outputs], &real(x.scale)),
-        ]);
-        for (q, s, f) in [(&w, &ws, &wf), (&b, &bs, &bf)] {
-            self.graph.node.push(NodeProto::new("DequantizeLinear", "", [q, s], [f]).with_int("axis", 0));
-        }
+        let [name, wf, bf] = self.weights(x, &dims, outputs, 0);
         let ints = |v: &[usize]| v.iter().map(|v| *v as i64).collect::<Vec<i64>>();
         let node = NodeProto::new("Conv", &name, [&x.name, &wf, &bf], [&name])
             .with_int("group", groups as i64)
@@ -167,6 +151,62 @@ impl Maker<'_> {
             .with_ints("pads", &ints(&pads));
         let scale = self.scale();
         self.unary(node, Value { name, channels: outputs, height, width, scale });
+    }
+
+    /// Depthwise, or one group: groups and output channels.
+    fn groups(&mut self, x: &Value) -> (usize, usize) {
+        let depthwise = self.choices.between(0, 2) == 0;
+        if depthwise { (x.channels, x.channels) } else { (1, self.choices.between(1, 40)) }
+    }
+
+    fn transposed_conv(&mut self, x: &Value) {
+        let kernel = [self.choices.between(1, 4), self.choices.between(1, 4)];
+        let strides = [self.choices.between(1, 3), self.choices.between(1, 3)];
+        let dilations = [self.choices.between(1, 2), self.choices.between(1, 2)];
+        let pads: [usize; 4] = std::array::from_fn(|i| self.choices.between(0, kernel[i % 2].min(3) - 1));
+        let more: [usize; 2] = std::array::from_fn(|d| self.choices.between(0, strides[d] - 1));
+        let size = |d: usize, side: usize| {
+            let all = (side - 1) * strides[d] + (kernel[d] - 1) * dilations[d] + 1 + more[d];
+            all.checked_sub(pads[d] + pads[d + 2]).filter(|size| (1..=30).contains(size))
+        };
+        let (Some(height), Some(width)) = (size(0, x.height), size(1, x.width)) else { return };
+        let (groups, outputs) = self.groups(x);
+        let dims = [x.channels, outputs / groups, kernel[0], kernel[1]];
+        let [name, wf, bf] = self.weights(x, &dims, outputs, 1);
+        let ints = |v: &[usize]| v.iter().map(|v| *v as i64).collect::<Vec<i64>>();
+        let node = NodeProto::new("ConvTranspose", &name, [&x.name, &wf, &bf], [&name])
+            .with_int("group", groups as i64)
+            .with_ints("kernel_shape", &ints(&kernel))
+            .with_ints("strides", &ints(&strides))
+            .with_ints("dilations", &ints(&dilations))
+            .with_ints("output_padding", &ints(&more))
+            .with_ints("pads", &ints(&pads));
+        let scale = self.scale();
+        self.unary(node, Value { name, channels: outputs, height, width, scale });
+    }
+
+    /// A fresh name, and those of dequantised weights and bias. `axis`: the outputs' among the dimensions.
+    fn weights(&mut self, x: &Value, dims: &[usize], outputs: usize, axis: i64) -> [String; 3] {
+        let name = self.fresh();
+        let [w, ws, wf, b, bs, bf] = ["w", "ws", "wf", "b", "bs", "bf"].map(|s| format!("{name}.{s}"));
+        let weights: Vec<i8> =
+            (0..dims.iter().product()).map(|_| (self.choices.byte() as i8).max(-127)).collect();
+        // Of a depthwise one turned round, one for all: its outputs have no dimension of their own.
+        let count = if dims[axis as usize] == outputs { outputs } else { 1 };
+        let scales: Vec<i32> = (0..count).map(|_| -(self.choices.between(4, 10) as i32)).collect();
+        let bias: Vec<i32> = (0..outputs).map(|_| (i32::from(self.choices.byte()) - 128) * 16).collect();
+        let real = |extra: i32| -> Vec<f32> { scales.iter().map(|s| 2f32.powi(s + extra)).collect() };
+        let shape: &[usize] = if count == 1 { &[] } else { &[count] };
+        self.graph.initializer.extend([
+            TensorProto::i8(&w, dims, &weights),
+            TensorProto::f32(&ws, shape, &real(0)),
+            TensorProto::i32(&b, &[outputs], &bias),
+            TensorProto::f32(&bs, shape, &real(x.scale)),
+        ]);
+        for (q, s, f, axis) in [(&w, &ws, &wf, axis), (&b, &bs, &bf, 0)] {
+            self.graph.node.push(NodeProto::new("DequantizeLinear", "", [q, s], [f]).with_int("axis", axis));
+        }
+        [name, wf, bf]
     }
 
     fn same_size(&mut self, x: &Value, channels: bool) -> Value {

@@ -1,7 +1,6 @@
 //! Conv: rows of the input under a window, as one matrix product for each group.
 //!
-//! ONNX Conv 1 and 11, ConvTranspose 1 and 11; one or two spatial dimensions, any kernel, stride, dilation, padding and
-//! number of groups. Weights s8, or u8 that fit s8 without their zero point; per tensor or per output channel. One input
+//! ONNX Conv 1 and 11; one or two spatial dimensions, any kernel, stride, dilation, padding and number of groups. Weights s8, or u8 that fit s8 without their zero point; per tensor or per output channel. One input
 //! channel and one output channel a group is [`super::depthwise`].
 
 use std::ops::Range;
@@ -9,7 +8,7 @@ use std::ops::Range;
 use super::{
     super::{
         kernels::{Finished, Isa, Matrix, Place, Skip, Sum, Target, Windows, product, rint},
-        lower::{Activation, Lowering, Outcome, Pending, Refusal},
+        lower::{Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Quantity, Shape, View, ViewMut},
     },
     depthwise,
@@ -25,12 +24,17 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let geometry = Geometry::new(&window, input.shape, output)?;
     // Shape inference has seen that the channels are a multiple of the group's.
     let groups = input.shape.c / c.max(1);
-    Ok(finished(lowering, id, input, geometry, groups, weights))
+    let isa = lowering.isa();
+    let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
+        let sums = weights.sums(input.quantity, result, target)?;
+        Ok(operation(isa, geometry, groups, &weights, &sums, input.quantity.zero, target))
+    };
+    Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
 }
 
 /// The first two dimensions of a node's weights, and the window that the others are; one dimension is two, the first
 /// of size 1.
-fn filter(lowering: &Lowering<'_>, id: NodeId) -> Result<([usize; 2], shape::Window), Refusal> {
+pub(super) fn filter(lowering: &Lowering<'_>, id: NodeId) -> Result<([usize; 2], shape::Window), Refusal> {
     let none = Refusal::Form("its weights are no constant");
     let dims = lowering.fixed(id, 1).and_then(|f| f.tensor.shape()).ok_or(none)?;
     let [m, c, kernel @ ..] = &*dims else { return Err(Refusal::Form("its weights are no filters")) };
@@ -43,57 +47,20 @@ fn filter(lowering: &Lowering<'_>, id: NodeId) -> Result<([usize; 2], shape::Win
     }
 }
 
-/// A plain convolution of the input with zeros between and around its pixels, with the filters turned.
-pub(super) fn lower_transposed(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
-    let input = lowering.channels_last(id, 0)?;
-    let output = lowering.output_shape(id)?;
-    let ([c, per_group], window) = filter(lowering, id)?;
-    let groups = output.c / per_group.max(1);
-    if c != input.shape.c || groups == 0 || c % groups != 0 || per_group * groups != output.c {
-        return Err(Refusal::Form("its channels do not fit its groups"));
-    }
-    let [kh, kw] = [window.kernel[0], window.kernel[1]];
-    let (depth, taps) = (c / groups, kh * kw);
-    let weights = Weights::read(lowering, id, output.c, depth * taps, 1, input.quantity)?;
-    // `[C, M / groups, taps]` becomes `[M, C / groups, taps]`, the taps from last to first.
-    let weights = weights.moved(|row, column| {
-        let (channel, tap) = (row / per_group * depth + column / taps, taps - 1 - column % taps);
-        (channel * per_group + row % per_group) * taps + tap
-    });
-    let shape::Pads::Explicit(pads) = &window.pads else {
-        return Err(Refusal::Form("its padding is not written out"));
-    };
-    let before = [0, 1].map(|d| window.extent(d) as i64 - 1 - pads[d] as i64);
-    let size = [output.h + window.extent(0) - 1, output.w + window.extent(1) - 1];
-    let strides = [window.strides[0], window.strides[1]];
-    if lowering.graph().proto(id).attribute("output_shape").is_some() {
-        return Err(Refusal::Form("its padding follows from its output's shape"));
-    }
-    let input = super::select::spread(lowering, id, input, strides, before, size);
-    let plain = shape::Window { strides: vec![1, 1], pads: shape::Pads::Explicit(vec![0; 4]), ..window };
-    let geometry = Geometry::new(&plain, input.shape, output)?;
-    Ok(finished(lowering, id, input, geometry, groups, weights))
-}
-
-fn finished(
-    lowering: &Lowering<'_>,
-    id: NodeId,
-    input: Activation,
+/// The step for a convolution.
+pub(super) fn operation(
+    isa: Isa,
     geometry: Geometry,
     groups: usize,
-    weights: Weights,
-) -> Outcome {
-    let output = geometry.output;
-    let isa = lowering.isa();
-    let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
-        let sums = weights.sums(input.quantity, result, target)?;
-        let zero = input.quantity.zero;
-        if groups == input.shape.c && groups == output.c {
-            return Ok(Box::new(depthwise::Depthwise::new(isa, geometry, &weights, &sums, zero, target)));
-        }
-        Ok(Box::new(Conv::new(isa, geometry, groups, &weights, &sums, zero, target)))
-    };
-    Outcome::Pending(Pending::new(id, &[input], output, finish))
+    weights: &Weights,
+    sums: &Sums,
+    zero: u8,
+    target: Target,
+) -> Box<dyn Operation> {
+    if groups == geometry.input.c && groups == geometry.output.c {
+        return Box::new(depthwise::Depthwise::new(isa, geometry, weights, sums, zero, target));
+    }
+    Box::new(Conv::new(isa, geometry, groups, weights, sums, zero, target))
 }
 
 /// s8 weights and i32 bias of a linear operator: `rows` results of `columns` products each.
@@ -144,11 +111,11 @@ impl Weights {
         self
     }
 
-    /// `from(row, column)`: where each weight was among those that were read.
-    fn moved(mut self, from: impl Fn(usize, usize) -> usize) -> Self {
-        let at = |i: usize| self.values[from(i / self.columns, i % self.columns)];
-        self.values = (0..self.values.len()).map(at).collect();
-        self
+    /// The same results of others of the products: `from(row, column)` is where each weight is among these, or it is 0.
+    pub(super) fn picked(&self, columns: usize, from: impl Fn(usize, usize) -> Option<usize>) -> Self {
+        let at = |i: usize| from(i / columns, i % columns).map_or(0, |at| self.values[at]);
+        let values = (0..self.bias.len() * columns).map(at).collect();
+        Self { columns, values, scales: self.scales.clone(), bias: self.bias.clone() }
     }
 
     /// What becomes of the sums, for each result. Refuses sums that could leave i32 where that would matter.
@@ -268,7 +235,7 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    fn new(window: &shape::Window, input: Shape, output: Shape) -> Result<Self, Refusal> {
+    pub(super) fn new(window: &shape::Window, input: Shape, output: Shape) -> Result<Self, Refusal> {
         /// A padded copy may be that much larger than the input, for networks with very small inputs.
         const PADDED_BYTES_MAX: usize = 16 << 20;
         let ((top, bottom), (left, right)) = (window.pads(0, input.h), window.pads(1, input.w));

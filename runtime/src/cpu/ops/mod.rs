@@ -14,6 +14,7 @@ mod select;
 mod softmax;
 mod strided;
 mod table;
+mod transposed;
 
 use super::lower::{Lowering, Outcome, Refusal};
 use crate::graph::NodeId;
@@ -29,7 +30,7 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
         "Clip" | "Relu" => table::lower_clamp(lowering, id),
         "Concat" => layout::lower_concat(lowering, id),
         "Conv" => conv::lower(lowering, id),
-        "ConvTranspose" => conv::lower_transposed(lowering, id),
+        "ConvTranspose" => transposed::lower(lowering, id),
         "DepthToSpace" | "SpaceToDepth" => layout::lower_blocks(lowering, id),
         "Expand" => layout::lower_expand(lowering, id),
         "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" => layout::lower_reshape(lowering, id),

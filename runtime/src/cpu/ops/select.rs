@@ -4,7 +4,7 @@ use super::{
     super::{
         kernels::rint,
         lower::{Activation, Lowering, Outcome, Refusal},
-        plan::{Context, Operation, Shape, View, ViewMut},
+        plan::{Context, Operation, View, ViewMut},
     },
     layout::ints,
 };
@@ -144,33 +144,4 @@ pub(super) fn lower_tile(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outc
     let along =
         output.iter().zip(&dims).skip(1).map(|(n, d)| (0..*n).map(|i| Some(i % d)).collect()).collect();
     selected(lowering, id, input, along, 0)
-}
-
-/// Pixels apart, with the zero point between and around them: a transposed convolution is a plain one of these.
-pub(super) fn spread(
-    lowering: &mut Lowering<'_>,
-    id: NodeId,
-    input: Activation,
-    strides: [usize; 2],
-    // Around the spread pixels; negative ones take away.
-    before: [i64; 2],
-    size: [usize; 2],
-) -> Activation {
-    let along = |d: usize, count: usize| -> Vec<Option<usize>> {
-        let place = |i: usize| {
-            let at = usize::try_from(i as i64 - before[d]).ok()?;
-            (at % strides[d] == 0).then_some(at / strides[d]).filter(|at| *at < count)
-        };
-        (0..size[d]).map(place).collect()
-    };
-    let shape = Shape { h: size[0], w: size[1], c: input.shape.c };
-    let operation = Select {
-        rows: along(0, input.shape.h),
-        columns: along(1, input.shape.w),
-        channels: Channels::All(shape.c),
-        width: input.shape.w,
-        fill: input.quantity.zero,
-    };
-    let made = lowering.step(id, &[input], shape, Box::new(operation));
-    Activation { made, offset: 0, shape, ..input }
 }
