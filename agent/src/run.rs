@@ -83,14 +83,14 @@ pub enum RunError {
 }
 
 /// Runs until SIGTERM or SIGINT, or until the frame path is beyond repair.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(config: Config, engine: EngineChoice) -> Result<(), RunError> {
     let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let identity = Identity::load(disk.as_ref(), &config.data_dir)?;
     let tls = identity.tls().map_err(RunError::Tls)?;
     let _lock = lock_folder(&config.data_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let agent = Agent::start(config, disk, clock, identity, tls, &runtime)?;
+    let agent = Agent::start(config, engine, disk, clock, identity, tls, &runtime)?;
     let ended = runtime.block_on(agent.watch());
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     agent.stop();
@@ -121,6 +121,7 @@ struct Agent {
 impl Agent {
     fn start(
         config: Config,
+        engine: EngineChoice,
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         identity: Identity,
@@ -163,7 +164,7 @@ impl Agent {
 
         let station = DeviceStation {
             line: line.clone(),
-            engine: EngineChoice::Auto,
+            engine,
             clock: clock.clone(),
             intake,
             status,

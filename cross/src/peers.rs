@@ -178,7 +178,7 @@ fn script(name: &str, requirements: &[&str]) -> Result<Command> {
 }
 
 /// The networks, made now if they are not there.
-fn networks() -> Result<PathBuf> {
+pub(crate) fn networks() -> Result<PathBuf> {
     let maker = folder().join("models.py");
     made("peers-models", &[&maker, &folder().join("requirements.txt")], |work| {
         eprintln!("==> peers: making the networks, half a minute");

@@ -22,6 +22,8 @@ pub(crate) fn run() -> Result<()> {
     // One of them drives a browser over the dashboard, by a script for Node.
     let mut tests = shell::cargo();
     tests.args(["test", "--workspace", "--locked"]).env("ANDON_NODE", ui::node()?);
+    // Whole networks on whatever plays a GPU here.
+    tests.env("ANDON_TEST_NETWORKS", peers::networks()?);
     shell::run("tests", &mut tests)?;
     peers::parity(&peers::ParityOptions::default())
 }

@@ -4,8 +4,10 @@ use std::fmt;
 
 use crate::{
     cpu::{Isa, Part, Sketch, StepKind, StepSummary, Summary},
+    gpu::Gpu,
     graph::{Graph, NodeId, ValueId},
     model::Model,
+    session::EngineChoice,
     shape::{self, Shapes},
 };
 
@@ -30,7 +32,7 @@ pub struct Row {
 pub struct PlanStep {
     /// The node whose work it is; of several the first.
     pub node: String,
-    /// What it does: `int8`, `import`, `export`, `plain` or `tract`.
+    /// What it does: `int8`, `gpu` (the same there), `import`, `export`, `plain` or `tract`.
     pub kind: &'static str,
     /// Nodes that it does the work of, where that is more than the engine fuses.
     pub nodes: usize,
@@ -59,12 +61,18 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    pub(crate) fn of(model: &Model) -> Self {
+    pub(crate) fn of(model: &Model, choice: EngineChoice) -> Self {
         let graph = model.graph();
         // The shapes passed when the model was loaded.
         let shapes = model.shapes(&model.closed_inputs()).ok();
         let wanted = model.wanted();
         let (engine, summary) = match (&shapes, Isa::chosen()) {
+            (Some(shapes), Ok(isa)) if choice == EngineChoice::Gpu => {
+                match Gpu::chosen(graph, shapes, &wanted, isa, 1) {
+                    Ok(gpu) => (gpu.explain(), Some(gpu.summary())),
+                    Err(why) => (format!("none, not gpu: {why}"), None),
+                }
+            }
             (Some(shapes), Ok(isa)) => match Sketch::new(graph, shapes, &wanted, isa) {
                 Ok(sketch) => engine(sketch),
                 Err(why) => (format!("tract, not cpu: {why}"), None),
@@ -76,13 +84,14 @@ impl Explanation {
         let step = |step: StepSummary| {
             let (kind, nodes) = match step.kind {
                 StepKind::Bytes => ("int8", 1),
+                StepKind::Gpu => ("gpu", 1),
                 StepKind::Import => ("import", 1),
                 StepKind::Export => ("export", 1),
                 StepKind::Plain => ("plain", 1),
                 StepKind::Island(nodes) => ("tract", nodes),
             };
             let written = step.output.map_or(0, |(_, bytes)| bytes);
-            let fixed = if kind == "int8" { fixed_bytes(graph, step.node) } else { 0 };
+            let fixed = if matches!(kind, "int8" | "gpu") { fixed_bytes(graph, step.node) } else { 0 };
             let macs = shapes.as_ref().and_then(|shapes| shape::macs(graph, shapes, step.node));
             PlanStep {
                 node: graph.node(step.node).name.clone(),

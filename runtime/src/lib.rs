@@ -12,6 +12,7 @@ mod engine;
 mod explain;
 #[cfg(test)]
 mod fixtures;
+mod gpu;
 mod graph;
 mod image;
 mod model;

@@ -6,6 +6,7 @@ use crate::{
     explain::Explanation,
     graph::{Graph, GraphError, ValueId},
     onnx::{self, DataType, Limits},
+    session::EngineChoice,
     shape::{self, ShapeMismatch, Shapes},
 };
 
@@ -133,7 +134,12 @@ impl Model {
 
     /// What runs where, and what it costs, at the input shapes that the file declares.
     pub fn explain(&self) -> Explanation {
-        Explanation::of(self)
+        self.explain_for(EngineChoice::Auto)
+    }
+
+    /// As [`Model::explain`], for an engine: `Gpu` makes one, to see what it takes.
+    pub fn explain_for(&self, engine: EngineChoice) -> Explanation {
+        Explanation::of(self, engine)
     }
 
     /// The graph's outputs, and the embedding after them where it is none itself.

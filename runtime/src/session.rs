@@ -20,6 +20,8 @@ pub enum EngineChoice {
     Auto,
     /// Our int8 engine: quantised networks in Q/DQ form, the same bytes on every processor.
     Cpu,
+    /// The int8 engine's plan on a GPU: the same bytes.
+    Gpu,
     /// tract: any ONNX model that it knows, on one thread.
     Tract,
 }
@@ -31,8 +33,9 @@ impl std::str::FromStr for EngineChoice {
         match name {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
+            "gpu" => Ok(Self::Gpu),
             "tract" => Ok(Self::Tract),
-            other => Err(format!("no engine {other:?}, known are auto, cpu and tract")),
+            other => Err(format!("no engine {other:?}, known are auto, cpu, gpu and tract")),
         }
     }
 }
@@ -164,7 +167,7 @@ impl Session {
         Ok(Self { engine, model: model.name().into(), inputs, outputs })
     }
 
-    /// `cpu` or `tract`.
+    /// `cpu`, `gpu` or `tract`.
     pub fn engine(&self) -> &'static str {
         self.engine.name()
     }

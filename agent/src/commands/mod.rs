@@ -23,7 +23,7 @@ use anyhow::{Context, bail};
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct EngineArgs {
     /// What computes the network: `auto` takes the fastest that can run it
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", env = "ANDON_ENGINE")]
     pub(crate) engine: EngineChoice,
     /// Threads that the engine may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]

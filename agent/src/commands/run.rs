@@ -18,6 +18,6 @@ pub(crate) struct RunArgs {
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     match &args.network.model {
         Some(model) => run_model::run(model, &args.network),
-        None => Ok(run::run(Config::load(&args.config)?)?),
+        None => Ok(run::run(Config::load(&args.config)?, args.network.engine.engine)?),
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct RunModelArgs {
     #[arg(long, requires = "model")]
     all_tensors: bool,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub(crate) engine: EngineArgs,
 }
 
 pub(crate) fn run(model: &Path, args: &RunModelArgs) -> Result<()> {

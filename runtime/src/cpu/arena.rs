@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// Places buffers, largest first, each at the lowest offset that is free during its life. Returns the places and the
 /// size of the whole.
-pub(super) fn arrange(sizes: &[usize], lives: &[Range<usize>]) -> (Vec<Range<usize>>, usize) {
+pub(crate) fn arrange(sizes: &[usize], lives: &[Range<usize>]) -> (Vec<Range<usize>>, usize) {
     /// A cache line.
     const ALIGNMENT: usize = 64;
     let mut order: Vec<usize> = (0..sizes.len()).collect();

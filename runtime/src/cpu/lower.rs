@@ -14,6 +14,7 @@ pub(super) use super::forms::{
 
 use super::{
     convert::{Import, reals},
+    describe::Sources,
     forms::integers,
     kernels::{Isa, Target, rint},
     ops,
@@ -25,11 +26,18 @@ use crate::{
     shape::Shapes,
 };
 
+/// How steps keep their weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Packing {
+    /// What they are packed for.
+    pub(super) isa: Isa,
+    pub(super) sources: Sources,
+}
+
 pub(super) struct Lowering<'a> {
     graph: &'a Graph,
     shapes: &'a Shapes,
-    /// What weights are packed for.
-    isa: Isa,
+    packing: Packing,
     /// By value.
     pub(super) forms: Vec<Form>,
     pub(super) made: Vec<Made>,
@@ -38,10 +46,10 @@ pub(super) struct Lowering<'a> {
     pub(super) refused: Vec<(NodeId, Refusal)>,
 }
 
-pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes, isa: Isa) -> Lowering<'a> {
+pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes, packing: Packing) -> Lowering<'a> {
     let forms = vec![Form::Plain; graph.value_count()];
     let mut lowering =
-        Lowering { graph, shapes, isa, forms, made: vec![], current: NodeId::default(), refused: vec![] };
+        Lowering { graph, shapes, packing, forms, made: vec![], current: NodeId::default(), refused: vec![] };
     for (id, _, _) in graph.nodes() {
         lowering.current = id;
         if let Err(why) = lowering.node(id) {
@@ -54,8 +62,8 @@ pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes, isa: Isa) -> Lower
 const NOT_QUANTISED: Refusal = Refusal::Form("its input is not quantised");
 
 impl<'a> Lowering<'a> {
-    pub(super) fn isa(&self) -> Isa {
-        self.isa
+    pub(super) fn packing(&self) -> Packing {
+        self.packing
     }
 
     pub(super) fn graph(&self) -> &'a Graph {

@@ -7,6 +7,7 @@
 
 mod arena;
 mod convert;
+pub(crate) mod describe;
 mod emission;
 mod forms;
 mod island;
@@ -15,15 +16,20 @@ mod lower;
 mod ops;
 mod plan;
 mod schedule;
+mod steps;
 #[cfg(test)]
 mod tests;
 
+use describe::Sources;
 use kernels::{Bytes, Team};
-use plan::{Place, Plan, Scratch, Work};
+use plan::{Plan, Scratch, Work};
 use schedule::Schedule;
 
+pub(crate) use arena::arrange;
 pub(crate) use kernels::{Isa, multiply_accumulate};
+pub(crate) use plan::{Place, Shape};
 pub(crate) use schedule::Part;
+pub(crate) use steps::Touched;
 
 use crate::{
     engine::{Engine, guarded},
@@ -46,7 +52,21 @@ impl<'a> Sketch<'a> {
         outputs: &'a [ValueId],
         isa: Isa,
     ) -> Result<Self, String> {
-        guarded(|| Ok(Self { schedule: Schedule::new(lower::lower(graph, shapes, isa), outputs), isa }))
+        Self::with(graph, shapes, outputs, isa, Sources::Dropped)
+    }
+
+    /// `Sources::Kept` for plans that another executor is to read.
+    pub(crate) fn with(
+        graph: &'a Graph,
+        shapes: &'a Shapes,
+        outputs: &'a [ValueId],
+        isa: Isa,
+        sources: Sources,
+    ) -> Result<Self, String> {
+        guarded(|| {
+            let lowering = lower::lower(graph, shapes, lower::Packing { isa, sources });
+            Ok(Self { schedule: Schedule::new(lowering, outputs), isa })
+        })
     }
 
     /// Whether there is anything that this engine does better than another.
@@ -99,6 +119,8 @@ pub(crate) struct StepSummary {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StepKind {
     Bytes,
+    /// Bytes to bytes, on a GPU.
+    Gpu,
     Import,
     Export,
     Plain,

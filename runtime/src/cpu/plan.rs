@@ -12,6 +12,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     arena::arrange,
     convert::{Export, Import},
+    describe::Description,
     kernels::{Isa, Sum, Team},
 };
 use crate::{
@@ -31,18 +32,18 @@ pub(super) struct Quantity {
 /// How an activation lies in memory: so many pixels, each with its channels side by side. What pixels and channels are
 /// is said by its [`Order`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) h: usize,
-    pub(super) w: usize,
-    pub(super) c: usize,
+pub(crate) struct Shape {
+    pub(crate) h: usize,
+    pub(crate) w: usize,
+    pub(crate) c: usize,
 }
 
 impl Shape {
-    pub(super) fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         self.h * self.w * self.c
     }
 
-    pub(super) fn pixels(self) -> usize {
+    pub(crate) fn pixels(self) -> usize {
         self.h * self.w
     }
 }
@@ -58,17 +59,17 @@ pub(super) enum Order {
 
 /// Index into [`Plan::buffers`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct BufferId(pub(super) usize);
+pub(crate) struct BufferId(pub(crate) usize);
 
 /// Where an activation lies: a buffer, or some of the channels of each of its pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) buffer: BufferId,
+pub(crate) struct Place {
+    pub(crate) buffer: BufferId,
     /// Bytes before the first channel of the first pixel.
-    pub(super) offset: usize,
+    pub(crate) offset: usize,
     /// Bytes from one pixel to the next: at least the channels.
-    pub(super) stride: usize,
-    pub(super) shape: Shape,
+    pub(crate) stride: usize,
+    pub(crate) shape: Shape,
 }
 
 impl Place {
@@ -77,22 +78,22 @@ impl Place {
     }
 
     /// From the first byte of the first pixel to the last of the last.
-    fn length(&self) -> usize {
+    pub(super) fn length(&self) -> usize {
         self.shape.pixels().checked_sub(1).map_or(0, |before| before * self.stride + self.shape.c)
     }
 }
 
 /// An input of a step: pixel `i` has its channels from `i * stride` on; nothing comes after the last.
 #[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    pub(super) bytes: &'a [u8],
-    pub(super) stride: usize,
+pub(crate) struct View<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) stride: usize,
 }
 
 /// The output of a step. What lies between the channels of two pixels is not the step's to change.
-pub(super) struct ViewMut<'a> {
-    pub(super) bytes: &'a mut [u8],
-    pub(super) stride: usize,
+pub(crate) struct ViewMut<'a> {
+    pub(crate) bytes: &'a mut [u8],
+    pub(crate) stride: usize,
 }
 
 impl<'a> View<'a> {
@@ -153,6 +154,11 @@ pub(super) trait Operation: Send + Sync {
     /// `skip_first`: that input is the first operand.
     fn fuse_residual(&mut self, _sum: Sum, _skip_first: bool) -> bool {
         false
+    }
+
+    /// What it computes, for another executor; `None` if only it can.
+    fn describe(&self) -> Option<Description<'_>> {
+        None
     }
 }
 
@@ -216,6 +222,23 @@ impl Work {
         }
     }
 
+    pub(super) fn values_read(&self) -> Vec<usize> {
+        let computed = |slot: Slot| match slot {
+            Slot::Computed(value) => Some(value),
+            _ => None,
+        };
+        self.reads().into_iter().filter_map(computed).collect()
+    }
+
+    pub(super) fn values_written(&self) -> Vec<usize> {
+        match self {
+            Self::Bytes { .. } | Self::Import { .. } => vec![],
+            Self::Export { to, .. } => vec![*to],
+            Self::Plain { outputs, .. } => outputs.iter().copied().flatten().collect(),
+            Self::Island { outputs, .. } => outputs.clone(),
+        }
+    }
+
     fn reads(&self) -> Vec<Slot> {
         match self {
             Self::Bytes { .. } | Self::Export { .. } => vec![],
@@ -257,6 +280,19 @@ impl Plan {
         Self { steps, constants, outputs, buffers, dying, values, pool, arena_bytes }
     }
 
+    pub(super) fn buffers(&self) -> &[Range<usize>] {
+        &self.buffers
+    }
+
+    /// The same steps in another order: number `i` is what was number `order[i]`.
+    pub(super) fn reordered(self, order: &[usize]) -> Self {
+        let Self { steps, constants, outputs, buffers, values, pool, .. } = self;
+        let sizes: Vec<usize> = buffers.iter().map(Range::len).collect();
+        let mut taken: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
+        let steps = order.iter().filter_map(|step| taken[*step].take()).collect();
+        Self::new(steps, constants, outputs, &sizes, values.len(), pool)
+    }
+
     /// Where a place begins in the arena.
     pub(super) fn arena_offset(&self, place: &Place) -> usize {
         self.buffers[place.buffer.0].start + place.offset
@@ -273,13 +309,32 @@ impl Plan {
         after: &mut dyn FnMut(usize),
     ) -> Result<Vec<Tensor>, String> {
         let mut context = Context { isa: team.isa(), team, scratch };
-        let Self { steps, constants, outputs, buffers, dying, values, pool, .. } = self;
-        for (number, (step, dying)) in steps.iter_mut().zip(dying).enumerate() {
-            let memory = Memory { inputs, constants, values, buffers, arena, dying, pool };
-            run(&mut step.work, &mut context, memory)?;
+        for number in 0..self.steps.len() {
+            self.step(number, &mut context, inputs, arena)?;
             after(number);
-            dying.iter().filter_map(|value| values[*value].take()).for_each(|tensor| pool.give(tensor));
         }
+        self.outputs(inputs)
+    }
+
+    /// One step, after all whose results it reads.
+    pub(super) fn step(
+        &mut self,
+        number: usize,
+        context: &mut Context<'_>,
+        inputs: &[&Tensor],
+        arena: &mut [u8],
+    ) -> Result<(), String> {
+        let Self { steps, constants, buffers, dying, values, pool, .. } = self;
+        let dying = &mut dying[number];
+        let memory = Memory { inputs, constants, values, buffers, arena, dying, pool };
+        run(&mut steps[number].work, context, memory)?;
+        dying.iter().filter_map(|value| values[*value].take()).for_each(|tensor| pool.give(tensor));
+        Ok(())
+    }
+
+    /// What the steps have left.
+    pub(super) fn outputs(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+        let Self { constants, outputs, values, pool, .. } = self;
         let mut results = Vec::with_capacity(outputs.len());
         for (at, slot) in outputs.iter().enumerate() {
             let last = !outputs[at + 1..].contains(slot);

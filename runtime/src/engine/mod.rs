@@ -5,6 +5,7 @@ pub(crate) mod tract;
 
 use crate::{
     cpu::{Isa, Sketch},
+    gpu::Gpu,
     model::LoadError,
     session::{EngineChoice, Request},
     tensor::Tensor,
@@ -55,6 +56,10 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
     };
     match choice {
         EngineChoice::Cpu => cpu(sketch()?),
+        EngineChoice::Gpu => {
+            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads);
+            gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
+        }
         EngineChoice::Tract => tract(),
         EngineChoice::Auto => {
             let Ok(sketch) = sketch() else { return tract() };

@@ -30,6 +30,14 @@ impl Sum {
     }
 }
 
+impl Sum {
+    /// `a * s[0] + b * s[1] + s[2]` is about what is rounded.
+    pub(crate) fn slopes(&self) -> [f32; 3] {
+        let base = f32::from(self.base);
+        [self.ratio_a, self.ratio_b, self.fixed + base * (1.0 - self.ratio_a - self.ratio_b)]
+    }
+}
+
 /// All three have one length.
 pub(crate) fn add(isa: Isa, a: &[u8], b: &[u8], sum: Sum, out: &mut [u8]) {
     assert!(a.len() == out.len() && b.len() == out.len());

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::{
     super::{
+        describe::Description,
         kernels::{Isa, Sum, Target, add, lookup, rint},
         lower::{Activation, Curve, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Quantity, Shape, View, ViewMut},
@@ -284,6 +285,20 @@ impl Operation for Binary {
             Formula::Add(sum) if self.stretched == [false; 2] && self.table.is_none() => Some(sum),
             _ => None,
         }
+    }
+
+    fn describe(&self) -> Option<Description<'_>> {
+        let slopes = match self.formula {
+            Formula::Add(sum) => Some(sum.slopes()),
+            Formula::Real { divides: false, a, b, scale, target } => {
+                let (ratio_a, ratio_b) = (a.scale / scale, b.scale / scale);
+                let zeros = f32::from(a.zero) * ratio_a - f32::from(b.zero) * ratio_b;
+                Some([ratio_a, -ratio_b, f32::from(target.zero) - zeros])
+            }
+            Formula::Real { divides: true, .. } | Formula::Mul(_) => None,
+        };
+        let byte = Box::new(|x, y| self.formula.byte(x, y));
+        Some(Description::Binary { byte, slopes, stretched: self.stretched, table: self.table.as_deref() })
     }
 }
 

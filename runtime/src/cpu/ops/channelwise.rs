@@ -2,6 +2,7 @@
 //! for each channel. One table a channel.
 
 use super::super::{
+    describe::Description,
     kernels::{Target, rint},
     lower::{Activation, Lowering, Outcome, Pending, Refusal},
     plan::{Context, Operation, Order, Quantity, View, ViewMut},
@@ -111,5 +112,9 @@ impl Operation for Channelwise {
     fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
         self.tables.iter_mut().flatten().for_each(|q| *q = table[usize::from(*q)]);
         true
+    }
+
+    fn describe(&self) -> Option<Description<'_>> {
+        Some(Description::Lookup { tables: self.tables.iter().collect() })
     }
 }

@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use super::{
     super::{
+        describe::{Convolution, Description, Filters, Skipped, Sources},
         kernels::{Finished, Isa, Matrix, Place, Skip, Sum, Target, Windows, product, rint},
-        lower::{Lowering, Outcome, Pending, Refusal},
+        lower::{Lowering, Outcome, Packing, Pending, Refusal},
         plan::{Context, Operation, Quantity, Shape, View, ViewMut},
     },
     depthwise,
@@ -24,10 +25,10 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let geometry = Geometry::new(&window, input.shape, output)?;
     // Shape inference has seen that the channels are a multiple of the group's.
     let groups = input.shape.c / c.max(1);
-    let isa = lowering.isa();
+    let packing = lowering.packing();
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let sums = weights.sums(input.quantity, result, target)?;
-        Ok(operation(isa, geometry, groups, &weights, &sums, input.quantity.zero, target))
+        Ok(operation(packing, geometry, groups, &weights, &sums, input.quantity.zero, target))
     };
     Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
 }
@@ -49,7 +50,7 @@ pub(super) fn filter(lowering: &Lowering<'_>, id: NodeId) -> Result<([usize; 2],
 
 /// The step for a convolution.
 pub(super) fn operation(
-    isa: Isa,
+    packing: Packing,
     geometry: Geometry,
     groups: usize,
     weights: &Weights,
@@ -57,10 +58,14 @@ pub(super) fn operation(
     zero: u8,
     target: Target,
 ) -> Box<dyn Operation> {
+    let filters = weights.kept(packing.sources, sums, geometry.kernel[0] * geometry.kernel[1]);
     if groups == geometry.input.c && groups == geometry.output.c {
-        return Box::new(depthwise::Depthwise::new(isa, geometry, weights, sums, zero, target));
+        let mut depthwise = depthwise::Depthwise::new(packing.isa, geometry, weights, sums, zero, target);
+        depthwise.filters = filters.map(|filters| (filters, geometry));
+        return Box::new(depthwise);
     }
-    Box::new(Conv::new(isa, geometry, groups, weights, sums, zero, target))
+    let conv = Conv::new(packing.isa, geometry, groups, weights, sums, zero, target);
+    Box::new(Conv { filters, ..conv })
 }
 
 /// s8 weights and i32 bias of a linear operator: `rows` results of `columns` products each.
@@ -171,6 +176,16 @@ impl Weights {
         arranged
     }
 
+    /// What a step needs to say what it does, if it is to keep that.
+    pub(super) fn kept(&self, sources: Sources, sums: &Sums, taps: usize) -> Option<Box<Filters>> {
+        let filters = || Filters {
+            weights: self.arranged(sums, 0..sums.bias.len(), taps),
+            bias: sums.bias.clone(),
+            multiplier: sums.multiplier.clone(),
+        };
+        (sources == Sources::Kept).then(|| Box::new(filters()))
+    }
+
     /// The weight of result `row` for input `column`, as far as it matters.
     pub(super) fn at(&self, row: usize, column: usize, sums: &Sums) -> i8 {
         if sums.constant[row] { 0 } else { self.values[row * self.columns + column] }
@@ -255,6 +270,32 @@ impl Geometry {
         Ok(Self { input, padded, output, kernel, strides, dilations, before: [top, left] })
     }
 
+    /// A convolution of that form.
+    pub(super) fn describe<'a>(
+        &self,
+        filters: &'a Filters,
+        groups: usize,
+        zero: u8,
+        target: Target,
+        table: Option<&'a [u8; 256]>,
+    ) -> Convolution<'a> {
+        let Self { input, output, kernel, strides, dilations, before, .. } = *self;
+        Convolution {
+            filters,
+            input,
+            output,
+            kernel,
+            strides,
+            dilations,
+            before,
+            groups,
+            zero,
+            target,
+            table,
+            skip: None,
+        }
+    }
+
     fn has_padding(&self) -> bool {
         self.padded != self.input
     }
@@ -302,6 +343,7 @@ struct Conv {
     table: Option<Box<[u8; 256]>>,
     /// The second input is added to the result.
     residual: Option<Residual>,
+    filters: Option<Box<Filters>>,
 }
 
 impl Conv {
@@ -327,7 +369,7 @@ impl Conv {
             Matrix::pack(isa, runs.len(), run, bias, multiplier, &weights.arranged(sums, range, kh * kw))
         };
         let matrices = (0..groups).map(matrix).collect();
-        Self { geometry, matrices, runs, run, zero, target, table: None, residual: None }
+        Self { geometry, matrices, runs, run, zero, target, table: None, residual: None, filters: None }
     }
 }
 
@@ -381,5 +423,18 @@ impl Operation for Conv {
         let free = self.residual.is_none();
         self.residual.get_or_insert(Residual { sum, skip_first, table: None });
         free
+    }
+
+    fn describe(&self) -> Option<Description<'_>> {
+        let (groups, table) = (self.matrices.len(), self.table.as_deref());
+        let filters = self.filters.as_deref()?;
+        let skip = self.residual.as_ref().map(|residual| Skipped {
+            byte: Box::new(|a, b| residual.sum.of(a, b)),
+            slopes: residual.sum.slopes(),
+            first: residual.skip_first,
+            table: residual.table.as_deref(),
+        });
+        let convolution = self.geometry.describe(filters, groups, self.zero, self.target, table);
+        Some(Description::Convolution(Convolution { skip, ..convolution }))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     super::{
+        describe::{self, Description},
         kernels::{Filters, Finished, Isa, Planes, Target, depthwise},
         plan::{Context, Operation, View, ViewMut},
     },
@@ -10,9 +11,11 @@ use super::{
 };
 
 pub(super) struct Depthwise {
-    filters: Filters,
+    packed: Filters,
+    zero: u8,
     target: Target,
     table: Option<Box<[u8; 256]>>,
+    pub(super) filters: Option<(Box<describe::Filters>, Geometry)>,
 }
 
 impl Depthwise {
@@ -36,10 +39,10 @@ impl Depthwise {
             before,
             zero,
         };
-        let filters = Filters::pack(isa, planes, &sums.bias, &sums.multiplier, |channel, y, x| {
+        let packed = Filters::pack(isa, planes, &sums.bias, &sums.multiplier, |channel, y, x| {
             weights.at(channel, y * kernel[1] + x, sums)
         });
-        Self { filters, target, table: None }
+        Self { packed, zero, target, table: None, filters: None }
     }
 }
 
@@ -47,11 +50,18 @@ impl Operation for Depthwise {
     fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
         let (input, ViewMut { bytes, stride }) = (inputs[0], output);
         let finished = Finished { target: self.target, table: self.table.as_deref(), skip: None };
-        depthwise(context.team, input.bytes, input.stride, &self.filters, finished, bytes, stride);
+        depthwise(context.team, input.bytes, input.stride, &self.packed, finished, bytes, stride);
     }
 
     fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
         fuse(&mut self.table, table);
         true
+    }
+
+    fn describe(&self) -> Option<Description<'_>> {
+        let (filters, geometry) = self.filters.as_ref()?;
+        let (groups, table) = (geometry.input.c, self.table.as_deref());
+        let convolution = geometry.describe(filters, groups, self.zero, self.target, table);
+        Some(Description::Convolution(convolution))
     }
 }

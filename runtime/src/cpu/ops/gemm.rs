@@ -4,9 +4,10 @@
 
 use super::{
     super::{
+        describe::{Convolution, Description, Filters},
         kernels::{Finished, Matrix, Place, Target, Windows, product},
         lower::{Lowering, Outcome, Pending, Refusal},
-        plan::{Context, Operation, Order, Quantity, View, ViewMut},
+        plan::{Context, Operation, Order, Quantity, Shape, View, ViewMut},
     },
     conv::{SLACK, Weights},
     table::fuse,
@@ -40,12 +41,13 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let weights =
         Weights::read(lowering, id, outputs, inputs, if transposed { 0 } else { 1 }, input.quantity)?;
     let weights = if transposed { weights } else { weights.transposed() };
-    let isa = lowering.isa();
+    let (packing, rows) = (lowering.packing(), output.pixels());
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let sums = weights.sums(input.quantity, result, target)?;
         let live = weights.arranged(&sums, 0..sums.bias.len(), 1);
-        let matrix = Matrix::pack(isa, 1, inputs, &sums.bias, &sums.multiplier, &live);
-        Ok(Box::new(Gemm { matrix, inputs, target, table: None }))
+        let matrix = Matrix::pack(packing.isa, 1, inputs, &sums.bias, &sums.multiplier, &live);
+        let filters = weights.kept(packing.sources, &sums, 1);
+        Ok(Box::new(Gemm { matrix, inputs, rows, target, table: None, filters }))
     };
     Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)))
 }
@@ -53,8 +55,10 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
 struct Gemm {
     matrix: Matrix,
     inputs: usize,
+    rows: usize,
     target: Target,
     table: Option<Box<[u8; 256]>>,
+    filters: Option<Box<Filters>>,
 }
 
 impl Operation for Gemm {
@@ -75,5 +79,25 @@ impl Operation for Gemm {
     fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
         fuse(&mut self.table, table);
         true
+    }
+
+    /// A convolution of one row of pixels under a window of one.
+    fn describe(&self) -> Option<Description<'_>> {
+        let row = |c: usize| Shape { h: 1, w: self.rows, c };
+        let one = [1, 1];
+        Some(Description::Convolution(Convolution {
+            filters: self.filters.as_deref()?,
+            input: row(self.inputs),
+            output: row(self.matrix.columns()),
+            kernel: one,
+            strides: one,
+            dilations: one,
+            before: [0, 0],
+            groups: 1,
+            zero: 0,
+            target: self.target,
+            table: self.table.as_deref(),
+            skip: None,
+        }))
     }
 }

@@ -4,6 +4,7 @@
 use super::{
     super::{
         convert::reals,
+        describe::{self, Description},
         kernels::{Target, maxima, rint},
         lower::{Activation, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Order, Quantity, Shape, View, ViewMut},
@@ -22,20 +23,33 @@ pub(super) fn lower_average(lowering: &mut Lowering<'_>, id: NodeId) -> Result<O
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let multiplier = input.quantity.scale / (result.scale * area as f32);
         let zero_sum = i32::from(input.quantity.zero) * area as i32;
-        Ok(Box::new(GlobalAverage { channels: input.shape.c, zero_sum, multiplier, target }))
+        Ok(Box::new(GlobalAverage { channels: input.shape.c, area, zero_sum, multiplier, target }))
     };
     Ok(Outcome::Mean(input, Pending::new(id, &[input], lowering.output_shape(id)?, finish)))
 }
 
 struct GlobalAverage {
     channels: usize,
+    area: usize,
     /// What the zero points alone sum up to.
     zero_sum: i32,
     multiplier: f32,
     target: Target,
 }
 
+impl GlobalAverage {
+    fn byte(&self, sum: i32) -> u8 {
+        let value = rint((sum - self.zero_sum) as f32 * self.multiplier) + i32::from(self.target.zero);
+        value.clamp(self.target.low.into(), self.target.high.into()) as u8
+    }
+}
+
 impl Operation for GlobalAverage {
+    fn describe(&self) -> Option<Description<'_>> {
+        let byte = Box::new(|sum| self.byte(sum));
+        Some(Description::Mean { over_pixels: true, count: self.area, byte })
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
         let input = inputs[0];
         const CHUNK: usize = 64;
@@ -45,11 +59,7 @@ impl Operation for GlobalAverage {
                 let pixel = &pixel[chunk * CHUNK..][..output.len()];
                 sums.iter_mut().zip(pixel).for_each(|(sum, q)| *sum += i32::from(*q));
             }
-            for (out, sum) in output.iter_mut().zip(sums) {
-                let value =
-                    rint((sum - self.zero_sum) as f32 * self.multiplier) + i32::from(self.target.zero);
-                *out = value.clamp(self.target.low.into(), self.target.high.into()) as u8;
-            }
+            output.iter_mut().zip(sums).for_each(|(out, sum)| *out = self.byte(sum));
         }
     }
 }
@@ -103,14 +113,23 @@ struct Mean {
     target: Target,
 }
 
-impl Operation for Mean {
-    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+impl Mean {
+    fn byte(&self, sum: i32) -> u8 {
         let Target { zero, low, high } = self.target;
         let zeros = i32::from(self.from.zero) * self.count as i32;
-        let byte = |sum: i32| {
-            let real = (sum - zeros) as f32 * self.from.scale / self.count as f32;
-            (rint(real / self.scale) + i32::from(zero)).clamp(low.into(), high.into()) as u8
-        };
+        let real = (sum - zeros) as f32 * self.from.scale / self.count as f32;
+        (rint(real / self.scale) + i32::from(zero)).clamp(low.into(), high.into()) as u8
+    }
+}
+
+impl Operation for Mean {
+    fn describe(&self) -> Option<Description<'_>> {
+        let byte = Box::new(|sum| self.byte(sum));
+        Some(Description::Mean { over_pixels: self.over_pixels, count: self.count, byte })
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
+        let byte = |sum| self.byte(sum);
         let pixels = || inputs[0].pixels(self.channels[0]);
         if self.over_pixels {
             /// Channels whose sums stay in registers or close by.
@@ -242,7 +261,24 @@ struct Max {
     output: Shape,
 }
 
+/// A window of two dimensions on an input of that shape.
+fn described(window: &shape::Window, input: Shape) -> describe::Window {
+    let two = |v: &[usize]| [v[0], v[1]];
+    describe::Window {
+        kernel: two(&window.kernel),
+        strides: two(&window.strides),
+        dilations: two(&window.dilations),
+        before: [window.pads(0, input.h).0, window.pads(1, input.w).0],
+    }
+}
+
 impl Operation for Max {
+    fn describe(&self) -> Option<Description<'_>> {
+        let Self { window, input, output } = self;
+        let window = described(window, *input);
+        Some(Description::Maximum { window, input: *input, output: *output })
+    }
+
     fn run(&self, context: &mut Context<'_>, inputs: &[View<'_>], output: ViewMut<'_>) {
         let (isa, input) = (context.isa, inputs[0]);
         let Shape { h, w, c } = self.input;

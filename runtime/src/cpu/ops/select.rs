@@ -2,6 +2,7 @@
 
 use super::{
     super::{
+        describe::Description,
         kernels::rint,
         lower::{Activation, Lowering, Outcome, Refusal},
         plan::{Context, Operation, View, ViewMut},
@@ -27,6 +28,15 @@ pub(super) enum Channels {
 }
 
 impl Operation for Select {
+    fn describe(&self) -> Option<Description<'_>> {
+        let channels = match &self.channels {
+            Channels::All(_) => None,
+            Channels::Some(channels) => Some(&**channels),
+        };
+        let Self { rows, columns, width, fill, .. } = self;
+        Some(Description::Select { rows, columns, channels, width: *width, fill: *fill })
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let View { bytes, stride } = inputs[0];
         let count = match &self.channels {

@@ -1,7 +1,10 @@
 //! Operators that move bytes: Transpose, Slice, Split, Expand, DepthToSpace, and changes of order. One operation serves
 //! them all: for each dimension of the output, how far apart the inputs of neighbours lie.
 
-use super::super::plan::{Context, Operation, Order, Shape, View, ViewMut};
+use super::super::{
+    describe::Description,
+    plan::{Context, Operation, Order, Shape, View, ViewMut},
+};
 
 /// How far apart two bytes lie, in pixels and in channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,6 +66,12 @@ pub(crate) fn reorder(from: Shape, order: Order, to: Shape) -> Box<dyn Operation
 }
 
 impl Operation for Strided {
+    fn describe(&self) -> Option<Description<'_>> {
+        let apart = |step: &Step| [step.pixels, step.channels];
+        let dims = self.sizes.iter().copied().zip(self.steps.iter().map(apart)).collect();
+        Some(Description::Strided { dims, start: apart(&self.start) })
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let View { bytes, stride } = inputs[0];
         let ([outer @ .., channels], [outer_steps @ .., step]) = (&*self.sizes, &*self.steps) else { return };

@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use super::super::{
+    describe::Description,
     kernels::{lookup, rint},
     lower::{Curve, Lowering, Outcome, Pending, Refusal},
     plan::{Context, Operation, Quantity, Shape, View, ViewMut},
@@ -42,6 +43,10 @@ impl Operation for Table {
     fn fuse_table(&mut self, table: &[u8; 256]) -> bool {
         self.bytes.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
         true
+    }
+
+    fn describe(&self) -> Option<Description<'_>> {
+        Some(Description::Lookup { tables: vec![&*self.bytes] })
     }
 }
 

@@ -62,11 +62,12 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
             parts.push((geometry, weights, [y.first, x.first]));
         }
     }
-    let (isa, strides) = (lowering.isa(), [window.strides[0], window.strides[1]]);
+    let (packing, strides) = (lowering.packing(), [window.strides[0], window.strides[1]]);
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let part = |(geometry, weights, first): &(Geometry, Weights, [usize; 2])| {
             let sums = weights.sums(input.quantity, result, target)?;
-            let operation = operation(isa, *geometry, groups, weights, &sums, input.quantity.zero, target);
+            let operation =
+                operation(packing, *geometry, groups, weights, &sums, input.quantity.zero, target);
             Ok(Part { operation, first: *first, shape: geometry.output })
         };
         let parts = parts.iter().map(part).collect::<Result<_, _>>()?;

@@ -1,0 +1,109 @@
+//! What a byte step computes, said in plain data, so that another executor of the plan can do the same: [`Description`].
+//!
+//! Bytes in, bytes out, bit for bit what the step's own `run` does. Whatever is neither a sum of products nor a lookup is
+//! given as a function of its operands, to be tabulated by who wants it in integers. Steps keep what they were made from
+//! only if they were asked to ([`Sources`]), since packed weights are enough to run.
+
+use super::{kernels::Target, plan::Shape};
+
+/// Whether steps keep what they were made from, beside what they run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sources {
+    Dropped,
+    Kept,
+}
+
+/// Weights and what becomes of the sums, one row a result.
+#[derive(Debug, Clone)]
+pub(crate) struct Filters {
+    /// `[results, taps, channels of a group]`
+    pub(crate) weights: Vec<i8>,
+    /// With the input's zero point folded in: `bias + sum(byte * weight)` is the sum.
+    pub(crate) bias: Vec<i32>,
+    pub(crate) multiplier: Vec<f32>,
+}
+
+/// `rint(sum * multiplier) + zero`, clamped, then looked up.
+pub(crate) struct Convolution<'a> {
+    pub(crate) filters: &'a Filters,
+    pub(crate) input: Shape,
+    pub(crate) output: Shape,
+    pub(crate) kernel: [usize; 2],
+    pub(crate) strides: [usize; 2],
+    pub(crate) dilations: [usize; 2],
+    /// Rows above, columns to the left.
+    pub(crate) before: [usize; 2],
+    pub(crate) groups: usize,
+    /// The byte that lies around the input.
+    pub(crate) zero: u8,
+    pub(crate) target: Target,
+    pub(crate) table: Option<&'a [u8; 256]>,
+    /// The second input is joined with the result.
+    pub(crate) skip: Option<Skipped<'a>>,
+}
+
+/// Two bytes to one: of a convolution's result and a skip connection.
+pub(crate) struct Skipped<'a> {
+    pub(crate) byte: OfBytes<'a>,
+    /// About what is rounded: `a * s[0] + b * s[1] + s[2]`.
+    pub(crate) slopes: [f32; 3],
+    /// The skip connection is the first operand.
+    pub(crate) first: bool,
+    pub(crate) table: Option<&'a [u8; 256]>,
+}
+
+/// Input positions along one dimension, for each output position: `out * stride + k * dilation - before`, if inside.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) kernel: [usize; 2],
+    pub(crate) strides: [usize; 2],
+    pub(crate) dilations: [usize; 2],
+    pub(crate) before: [usize; 2],
+}
+
+/// A function of bytes, or of one number.
+pub(crate) type OfBytes<'a> = Box<dyn Fn(u8, u8) -> u8 + 'a>;
+pub(crate) type OfSum<'a> = Box<dyn Fn(i32) -> u8 + 'a>;
+
+pub(crate) enum Description<'a> {
+    Convolution(Convolution<'a>),
+    /// Two bytes to one. A stretched operand has one pixel, which goes with every pixel of the other.
+    Binary {
+        byte: OfBytes<'a>,
+        /// About what is rounded, where that is linear: `a * s[0] + b * s[1] + s[2]`.
+        slopes: Option<[f32; 3]>,
+        stretched: [bool; 2],
+        /// The byte that each byte becomes at last.
+        table: Option<&'a [u8; 256]>,
+    },
+    /// One table, or one a channel.
+    Lookup {
+        tables: Vec<&'a [u8; 256]>,
+    },
+    /// The same bytes elsewhere: the output's dimensions as they lie in memory, the last its channels, with how far apart
+    /// the inputs of neighbours lie in pixels and in channels.
+    Strided {
+        dims: Vec<(usize, [isize; 2])>,
+        start: [isize; 2],
+    },
+    /// For each output row, column and channel the input's; `None` is filled.
+    Select {
+        rows: &'a [Option<usize>],
+        columns: &'a [Option<usize>],
+        /// All as they are if there are none.
+        channels: Option<&'a [Option<usize>]>,
+        width: usize,
+        fill: u8,
+    },
+    Maximum {
+        window: Window,
+        input: Shape,
+        output: Shape,
+    },
+    /// Over all pixels, or over the channels of each: a function of the sum of the bytes that never falls.
+    Mean {
+        over_pixels: bool,
+        count: usize,
+        byte: OfSum<'a>,
+    },
+}

@@ -1,0 +1,80 @@
+//! A plan as another executor sees it: what its steps touch and what they compute, and single steps to be run here.
+
+use super::{
+    Cpu,
+    describe::Description,
+    plan::{Context, Place, View, ViewMut, Work},
+};
+use crate::{engine::guarded, tensor::Tensor};
+
+/// What a step touches.
+pub(crate) struct Touched {
+    pub(crate) reads: Vec<Place>,
+    pub(crate) writes: Option<Place>,
+    /// Plain values, by number.
+    pub(crate) values_read: Vec<usize>,
+    pub(crate) values_written: Vec<usize>,
+}
+
+impl Cpu {
+    pub(crate) fn touched(&self) -> Vec<Touched> {
+        let touched = |step: &super::plan::Step| {
+            let (reads, writes) = match &step.work {
+                Work::Bytes { inputs, output, .. } => (inputs.clone(), Some(*output)),
+                Work::Import { to, .. } => (vec![], Some(*to)),
+                Work::Export { from, .. } => (vec![*from], None),
+                Work::Plain { .. } | Work::Island { .. } => (vec![], None),
+            };
+            let (values_read, values_written) = (step.work.values_read(), step.work.values_written());
+            Touched { reads, writes, values_read, values_written }
+        };
+        self.plan.steps.iter().map(touched).collect()
+    }
+
+    /// What a byte step computes, if it can say that.
+    pub(crate) fn description(&self, step: usize) -> Option<Description<'_>> {
+        match &self.plan.steps[step].work {
+            Work::Bytes { operation, .. } => operation.describe(),
+            _ => None,
+        }
+    }
+
+    /// Bytes of each buffer; places name them by number.
+    pub(crate) fn buffer_sizes(&self) -> Vec<usize> {
+        self.plan.buffers().iter().map(std::ops::Range::len).collect()
+    }
+
+    /// The same steps in another order, in which each still comes after those whose results it reads: `order[i]` is what
+    /// was step number `order[i]`.
+    pub(crate) fn reordered(self, order: &[usize]) -> Self {
+        let Self { plan, parts, arena: _, scratch, team } = self;
+        let plan = plan.reordered(order);
+        let arena = super::Bytes::zeroed(plan.arena_bytes);
+        Self { plan, parts, arena, scratch, team }
+    }
+
+    /// Runs one step on what is in the arena.
+    pub(crate) fn run_step(&mut self, step: usize, inputs: &[&Tensor]) -> Result<(), String> {
+        let Self { plan, arena, scratch, team, .. } = self;
+        guarded(|| {
+            let mut context = Context { isa: team.isa(), team, scratch };
+            plan.step(step, &mut context, inputs, arena)
+        })
+    }
+
+    /// What the steps that ran have left as outputs.
+    pub(crate) fn outputs(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+        self.plan.outputs(inputs)
+    }
+
+    /// Bytes of a place in the arena: pixel after pixel, `stride` apart.
+    pub(crate) fn bytes(&self, place: &Place) -> View<'_> {
+        let at = self.plan.arena_offset(place);
+        View { bytes: &self.arena[at..at + place.length()], stride: place.stride }
+    }
+
+    pub(crate) fn bytes_mut(&mut self, place: &Place) -> ViewMut<'_> {
+        let at = self.plan.arena_offset(place);
+        ViewMut { bytes: &mut self.arena[at..at + place.length()], stride: place.stride }
+    }
+}

@@ -1,0 +1,219 @@
+//! A GPU and what every network needs of it: adapters, one device, the layout that all kernels share, and pipelines by
+//! variant. Whatever a driver does comes out as an error, never as a panic.
+
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use andon_shaders::{ENTRY_POINT, PARAMS_BYTES, Variant, binding};
+
+use super::trusted;
+
+/// Whether shaders check bounds on their own: ours are tested with checks, and run without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checks {
+    On,
+    Off,
+}
+
+/// Names an adapter, or a part of its name, its backend (`vulkan`, `gl`) or both: `vulkan:nvidia`.
+const VARIABLE: &str = "ANDON_GPU";
+
+/// All adapters that there are, the most promising first.
+pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::VULKAN | wgpu::Backends::GL,
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let mut adapters = ready(instance.enumerate_adapters(wgpu::Backends::all())).unwrap_or_default();
+    let usable = |adapter: &wgpu::Adapter| {
+        let flags = adapter.get_downlevel_capabilities().flags;
+        flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+    };
+    adapters.retain(usable);
+    let rank = |adapter: &wgpu::Adapter| {
+        let info = adapter.get_info();
+        let kind = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        };
+        (kind, info.backend != wgpu::Backend::Vulkan)
+    };
+    adapters.sort_by_key(rank);
+    adapters
+}
+
+/// The adapter that the environment asks for, else the first.
+pub(crate) fn chosen() -> Result<wgpu::Adapter, String> {
+    let wanted = std::env::var(VARIABLE).unwrap_or_default().to_lowercase();
+    let fits = |adapter: &wgpu::Adapter| {
+        let info = adapter.get_info();
+        let text = format!("{}:{}", info.backend.to_str(), info.name).to_lowercase();
+        wanted.split(':').all(|part| text.contains(part))
+    };
+    adapters().into_iter().find(fits).ok_or_else(|| match &*wanted {
+        "" => "no GPU that computes".into(),
+        wanted => format!("no GPU that {VARIABLE}={wanted:?} fits"),
+    })
+}
+
+/// The result of a future that needs no waking; wgpu's are ready at once where there is no browser.
+fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+pub(crate) struct Device {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) info: wgpu::AdapterInfo,
+    pub(crate) bindings: wgpu::BindGroupLayout,
+    layout: wgpu::PipelineLayout,
+    pipelines: HashMap<Variant, wgpu::ComputePipeline>,
+    checks: Checks,
+    /// The first thing that went wrong outside of any scope.
+    fault: Arc<Mutex<Option<String>>>,
+}
+
+impl Device {
+    pub(crate) fn new(adapter: &wgpu::Adapter, checks: Checks) -> Result<Self, String> {
+        let own = adapter.limits();
+        let least = wgpu::Limits::downlevel_defaults();
+        // Large networks on large devices; no kernel needs more than the least.
+        let required_limits = wgpu::Limits {
+            max_buffer_size: own.max_buffer_size.max(least.max_buffer_size),
+            max_storage_buffer_binding_size: own
+                .max_storage_buffer_binding_size
+                .max(least.max_storage_buffer_binding_size),
+            ..least
+        };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("andon"),
+            required_features: wgpu::Features::empty(),
+            required_limits,
+            ..Default::default()
+        };
+        let made = ready(adapter.request_device(&descriptor)).ok_or("the device is not ready")?;
+        let (device, queue) = made.map_err(|e| e.to_string())?;
+        let fault = Arc::new(Mutex::new(None));
+        let first = |fault: &Arc<Mutex<Option<String>>>, text: String| {
+            fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+        };
+        let seen = Arc::clone(&fault);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| first(&seen, error.to_string())));
+        let seen = Arc::clone(&fault);
+        device.set_device_lost_callback(move |reason, text| {
+            first(&seen, format!("the device is lost ({reason:?}) {text}"));
+        });
+        let scope = Scope::new(&device);
+        let storage = |binding, read_only| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let params = wgpu::BindGroupLayoutEntry {
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Uniform,
+                has_dynamic_offset: true,
+                min_binding_size: std::num::NonZeroU64::new(PARAMS_BYTES),
+            },
+            ..storage(binding::PARAMS, true)
+        };
+        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: None,
+            entries: &[
+                storage(binding::WORDS, false),
+                storage(binding::QUADS, false),
+                storage(binding::CONSTANTS, true),
+                storage(binding::CONSTANT_QUADS, true),
+                params,
+            ],
+        });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(&bindings)],
+            immediate_size: 0,
+        });
+        scope.end()?;
+        let info = adapter.get_info();
+        Ok(Self { device, queue, info, bindings, layout, pipelines: HashMap::new(), checks, fault })
+    }
+
+    /// Makes the pipeline of a variant, if it is not there yet.
+    pub(crate) fn prepare(&mut self, variant: Variant) -> Result<(), String> {
+        if self.pipelines.contains_key(&variant) {
+            return Ok(());
+        }
+        let source = variant.source()?;
+        let scope = Scope::new(&self.device);
+        let descriptor =
+            wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) };
+        let module = match self.checks {
+            Checks::On => self.device.create_shader_module(descriptor),
+            Checks::Off => trusted::module(&self.device, descriptor),
+        };
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: None,
+            layout: Some(&self.layout),
+            module: &module,
+            entry_point: Some(ENTRY_POINT),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        scope.end().map_err(|why| format!("kernel {variant:?}: {why}"))?;
+        self.pipelines.insert(variant, pipeline);
+        Ok(())
+    }
+
+    pub(crate) fn pipeline(&self, variant: Variant) -> Option<&wgpu::ComputePipeline> {
+        self.pipelines.get(&variant)
+    }
+
+    /// What went wrong since the device was made, if anything.
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Errors of what is made inside it.
+pub(crate) struct Scope([wgpu::ErrorScopeGuard; 2]);
+
+impl Scope {
+    pub(crate) fn new(device: &wgpu::Device) -> Self {
+        Self([
+            device.push_error_scope(wgpu::ErrorFilter::OutOfMemory),
+            device.push_error_scope(wgpu::ErrorFilter::Validation),
+        ])
+    }
+
+    pub(crate) fn end(self) -> Result<(), String> {
+        let [memory, validation] = self.0;
+        let mut found = None;
+        for scope in [validation, memory] {
+            match ready(scope.pop()) {
+                Some(None) => {}
+                Some(Some(error)) => found = Some(error.to_string()),
+                None => found = Some("an error scope is not ready".into()),
+            }
+        }
+        found.map_or(Ok(()), Err)
+    }
+}

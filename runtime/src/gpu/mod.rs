@@ -1,0 +1,150 @@
+//! The engine `gpu`: the plan of [`crate::cpu`] on a GPU, bit for bit the same.
+//!
+//! Steps say what they compute ([`crate::cpu::describe`]), [`lower`] finds kernels for them, [`program`] arranges what runs
+//! where; steps without a kernel run on the CPU, between two submissions. All activations lie in one buffer, all that never
+//! changes in another; a phase is one pass and one submission. Whatever a driver does is an error of that run.
+
+mod constants;
+mod convolution;
+pub(crate) mod device;
+mod exact;
+mod layout;
+mod lower;
+mod program;
+mod run;
+#[cfg(test)]
+mod tests;
+mod trusted;
+
+use device::{Checks, Device, chosen};
+use program::Program;
+use run::Memory;
+
+use crate::{
+    cpu::{Cpu, Isa, Sketch, StepKind, StepSummary, Summary, describe::Sources},
+    engine::{Engine, guarded},
+    graph::{Graph, ValueId},
+    shape::Shapes,
+    tensor::Tensor,
+};
+
+/// Set to anything, shaders check their own bounds: for a driver that is suspected.
+const CHECKS: &str = "ANDON_GPU_CHECKS";
+
+pub(crate) struct Gpu {
+    device: Device,
+    program: Program,
+    memory: Memory,
+    cpu: Cpu,
+}
+
+impl Gpu {
+    /// `threads`: of the steps that run on the CPU.
+    pub(crate) fn new(
+        graph: &Graph,
+        shapes: &Shapes,
+        outputs: &[ValueId],
+        isa: Isa,
+        threads: usize,
+        device: Device,
+    ) -> Result<Self, String> {
+        let sketch = Sketch::with(graph, shapes, outputs, isa, Sources::Kept)?;
+        if !sketch.has_byte_steps() {
+            let why = sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into());
+            return Err(format!("it has no int8 steps: {why}"));
+        }
+        Self::of(sketch.build(threads)?, device)
+    }
+
+    /// On the adapter that the environment names, else on the best.
+    pub(crate) fn chosen(
+        graph: &Graph,
+        shapes: &Shapes,
+        outputs: &[ValueId],
+        isa: Isa,
+        threads: usize,
+    ) -> Result<Self, String> {
+        // Drivers are not ours.
+        guarded(|| {
+            let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
+            let device = Device::new(&chosen()?, checks)?;
+            Self::new(graph, shapes, outputs, isa, threads, device)
+        })
+    }
+
+    /// `cpu`: a plan whose steps have kept what they were made from.
+    pub(crate) fn of(cpu: Cpu, mut device: Device) -> Result<Self, String> {
+        let (program, cpu) = Program::new(cpu)?;
+        for dispatch in program.phases.iter().flat_map(|phase| &phase.dispatches) {
+            device.prepare(dispatch.variant)?;
+        }
+        let memory = Memory::new(&device, &program)?;
+        Ok(Self { device, program, memory, cpu })
+    }
+
+    pub(crate) fn dispatches(&self) -> usize {
+        self.program.phases.iter().map(|phase| phase.dispatches.len()).sum()
+    }
+
+    /// The plan in the order in which it runs, with the steps that the GPU takes.
+    pub(crate) fn summary(&self) -> Summary {
+        let mut summary = self.cpu.summary();
+        for (step, on_gpu) in summary.steps.iter_mut().zip(&self.program.on_gpu) {
+            if *on_gpu {
+                step.kind = StepKind::Gpu;
+            }
+        }
+        summary
+    }
+
+    /// In words.
+    pub(crate) fn explain(&self) -> String {
+        let (info, program) = (&self.device.info, &self.program);
+        let (dispatches, phases) = (self.dispatches(), program.phases.len());
+        let bytes = |(step, on_gpu): (&StepSummary, &bool)| step.kind == StepKind::Bytes && !*on_gpu;
+        let summary = self.cpu.summary();
+        let left = summary.steps.iter().zip(&program.on_gpu).filter(|step| bytes(*step)).count();
+        let (name, backend) = (&info.name, info.backend.to_str());
+        let arena = program.arena_bytes;
+        format!(
+            "gpu ({name}, {backend}), {dispatches} dispatches in {phases} phases, {left} int8 steps left to the CPU, arena {arena} bytes"
+        )
+    }
+}
+
+impl Engine for Gpu {
+    fn name(&self) -> &'static str {
+        "gpu"
+    }
+
+    fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+        self.run_watched(inputs, &mut |_| ())
+    }
+
+    /// A phase's steps on the GPU are done together.
+    fn run_watched(
+        &mut self,
+        inputs: &[&Tensor],
+        after: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Tensor>, String> {
+        let Self { device, program, memory, cpu } = self;
+        guarded(|| {
+            for (number, phase) in program.phases.iter().enumerate() {
+                for step in &phase.steps {
+                    cpu.run_step(*step, inputs)?;
+                    after(*step);
+                }
+                memory.run(device, number, phase, cpu)?;
+                let mut last = None;
+                for dispatch in phase.dispatches.iter().filter(|d| last.replace(d.step) != Some(d.step)) {
+                    after(dispatch.step);
+                }
+            }
+            cpu.outputs(inputs)
+        })
+    }
+
+    fn arena_bytes(&self) -> Option<usize> {
+        Some(self.program.arena_bytes)
+    }
+}

@@ -1,0 +1,227 @@
+//! What the GPU does for a plan, and when: [`Program`].
+//!
+//! Steps that have kernels run on the GPU, the others here. The run of a network is a row of phases, each first some steps
+//! on the CPU, then uploads, one pass of jobs on the GPU and downloads. A step's phase is the earliest that its operands
+//! allow, so that the row is as short as the longest chain of changes between the two.
+
+use std::collections::HashMap;
+
+use andon_shaders::Variant;
+
+use super::{
+    layout::{Layout, Spot},
+    lower::{Job, Lowering},
+};
+use crate::cpu::{Cpu, Place, arrange};
+
+/// Bytes behind the arena that kernels may read, and ignore.
+const SLACK: usize = 1 << 16;
+
+/// An activation on its way between the two arenas.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transfer {
+    /// In the CPU's arena.
+    pub(crate) place: Place,
+    /// On the GPU; all that lies between its pixels may be written.
+    pub(crate) spot: Spot,
+    /// Where it begins in the GPU's arena, in bytes.
+    pub(crate) at: usize,
+}
+
+pub(crate) struct Dispatch {
+    pub(crate) variant: Variant,
+    pub(crate) workgroups: [u32; 2],
+    pub(crate) params: Vec<u32>,
+    /// The step of the plan whose work it is.
+    pub(crate) step: usize,
+}
+
+#[derive(Default)]
+pub(crate) struct Phase {
+    pub(crate) steps: Vec<usize>,
+    pub(crate) uploads: Vec<Transfer>,
+    pub(crate) dispatches: Vec<Dispatch>,
+    pub(crate) downloads: Vec<Transfer>,
+}
+
+pub(crate) struct Program {
+    pub(crate) phases: Vec<Phase>,
+    pub(crate) constants: Vec<u32>,
+    pub(crate) arena_bytes: usize,
+    /// For each step of the plan whether the GPU runs it.
+    pub(crate) on_gpu: Vec<bool>,
+}
+
+/// For each step, the steps whose results it reads, and steps that write into the same buffer before it.
+fn dependencies(cpu: &Cpu) -> Vec<Vec<usize>> {
+    let touched = cpu.touched();
+    let mut writers: HashMap<usize, Vec<usize>> = HashMap::new();
+    let mut values: HashMap<usize, usize> = HashMap::new();
+    let mut all = Vec::with_capacity(touched.len());
+    for (at, step) in touched.iter().enumerate() {
+        let mut needs: Vec<usize> =
+            step.reads.iter().filter_map(|place| writers.get(&place.buffer.0)).flatten().copied().collect();
+        needs.extend(step.values_read.iter().filter_map(|value| values.get(value)));
+        if let Some(place) = &step.writes {
+            writers.entry(place.buffer.0).or_default().push(at);
+        }
+        values.extend(step.values_written.iter().map(|value| (*value, at)));
+        all.push(needs);
+    }
+    all
+}
+
+impl Program {
+    /// The program, and the plan in the order in which it runs.
+    pub(crate) fn new(cpu: Cpu) -> Result<(Self, Cpu), String> {
+        let touched = cpu.touched();
+        let mut lowering = Lowering::new(Layout::new(&cpu.buffer_sizes(), &touched));
+        // Jobs in the plan's order; which of a step's they are is in each.
+        let mut on_gpu = Vec::with_capacity(touched.len());
+        for (at, step) in touched.iter().enumerate() {
+            let description = cpu.description(at).zip(step.writes);
+            let has = |(description, output)| lowering.step(at, &description, &step.reads, &output);
+            on_gpu.push(description.is_some_and(has));
+        }
+        let needs = dependencies(&cpu);
+        let mut phase_of = vec![0; touched.len()];
+        for at in 0..touched.len() {
+            let after = |need: &usize| phase_of[*need] + usize::from(on_gpu[*need] && !on_gpu[at]);
+            phase_of[at] = needs[at].iter().map(after).max().unwrap_or(0);
+            // A buffer that both write into is whole once the GPU has run.
+            let mixed = |need: &usize| !on_gpu[*need] && !on_gpu[at] && is_mixed(&touched, &on_gpu, *need);
+            if let Some(latest) =
+                needs[at].iter().filter(|need| mixed(need)).map(|need| phase_of[*need] + 1).max()
+            {
+                phase_of[at] = phase_of[at].max(latest);
+            }
+        }
+        let mut order: Vec<usize> = (0..touched.len()).collect();
+        order.sort_by_key(|at| (phase_of[*at], on_gpu[*at], *at));
+        let count = phase_of.iter().max().map_or(0, |last| last + 1);
+        let mut draft: Vec<Draft> = std::iter::repeat_with(Draft::default).take(count).collect();
+        let number: HashMap<usize, usize> = order.iter().enumerate().map(|(new, old)| (*old, new)).collect();
+        // Uploads that have to be put in their places come before all other jobs of their phase.
+        let jobs = std::mem::take(&mut lowering.jobs);
+        for at in &order {
+            let step = &touched[*at];
+            if on_gpu[*at] {
+                continue;
+            }
+            draft[phase_of[*at]].steps.push(number[at]);
+            if let Some(place) = &step.writes
+                && reads_on_gpu(&touched, &on_gpu, *at, place)
+            {
+                draft[phase_of[*at]].upload(&mut lowering, *at, place)?;
+            }
+            for place in &step.reads {
+                // Written by the GPU, at least in part: in the phase before this step's at the latest.
+                let written = |need: &&usize| {
+                    touched[**need].writes.is_some_and(|w| w.buffer == place.buffer)
+                        && (on_gpu[**need] || is_mixed(&touched, &on_gpu, **need))
+                };
+                if let Some(phase) = needs[*at].iter().filter(written).map(|need| phase_of[*need]).max() {
+                    let draft = &mut draft[phase];
+                    if !draft.downloads.iter().any(|(known, _)| known == place) {
+                        let spot = lowering.layout.spot(place);
+                        draft.downloads.push((*place, spot));
+                    }
+                }
+            }
+        }
+        for job in jobs {
+            draft[phase_of[job.step]].jobs.push(job);
+        }
+        let (places, arena_bytes) = arrange(&lowering.sizes, &lifetimes(&draft, lowering.sizes.len()));
+        let arena_bytes = (arena_bytes + SLACK).next_multiple_of(16);
+        if arena_bytes > u32::MAX as usize {
+            return Err("its activations are too large for a GPU".into());
+        }
+        let bases: Vec<usize> = places.iter().map(|place| place.start).collect();
+        let transfer =
+            |(place, spot): (Place, Spot)| Transfer { place, spot, at: bases[spot.buffer] + spot.offset };
+        let phase = |draft: Draft| Phase {
+            steps: draft.steps,
+            uploads: draft.uploads.into_iter().map(transfer).collect(),
+            dispatches: draft.jobs.into_iter().map(|job| dispatch(job, &bases, &number)).collect(),
+            downloads: draft.downloads.into_iter().map(transfer).collect(),
+        };
+        let phases = draft.into_iter().map(phase).collect();
+        let on_gpu = order.iter().map(|at| on_gpu[*at]).collect();
+        let mut constants = lowering.constants.words;
+        // No buffer may be empty, and kernels read whole groups.
+        constants.resize((constants.len() + 4).next_multiple_of(4), 0);
+        Ok((Self { phases, constants, arena_bytes, on_gpu }, cpu.reordered(&order)))
+    }
+}
+
+/// Whether the buffer that a step writes into is written by both sides.
+fn is_mixed(touched: &[crate::cpu::Touched], on_gpu: &[bool], step: usize) -> bool {
+    let Some(place) = &touched[step].writes else { return false };
+    touched
+        .iter()
+        .zip(on_gpu)
+        .any(|(other, on_gpu)| *on_gpu && other.writes.is_some_and(|write| write.buffer == place.buffer))
+}
+
+/// Whether the GPU has to know what a step on the CPU wrote.
+fn reads_on_gpu(touched: &[crate::cpu::Touched], on_gpu: &[bool], step: usize, place: &Place) -> bool {
+    let reads = |other: &crate::cpu::Touched| other.reads.iter().any(|read| read.buffer == place.buffer);
+    is_mixed(touched, on_gpu, step)
+        || touched.iter().zip(on_gpu).any(|(other, on_gpu)| *on_gpu && reads(other))
+}
+
+#[derive(Default)]
+struct Draft {
+    steps: Vec<usize>,
+    uploads: Vec<(Place, Spot)>,
+    jobs: Vec<Job>,
+    downloads: Vec<(Place, Spot)>,
+}
+
+impl Draft {
+    /// Straight to where it belongs if nothing else lies between its pixels.
+    fn upload(&mut self, lowering: &mut Lowering, step: usize, place: &Place) -> Result<(), String> {
+        let spot = lowering.layout.spot(place);
+        let alone = place.offset == 0 && place.shape.c == place.stride && spot.writable();
+        if alone {
+            self.uploads.push((*place, spot));
+            return Ok(());
+        }
+        let own = lowering.buffer(place.shape);
+        self.uploads.push((*place, own));
+        lowering.moved(step, own, spot).ok_or("an activation cannot be put in its place")?;
+        self.jobs.append(&mut lowering.jobs);
+        Ok(())
+    }
+}
+
+/// When each buffer is in use: uploads, jobs one by one, downloads, phase after phase.
+fn lifetimes(drafts: &[Draft], count: usize) -> Vec<std::ops::Range<usize>> {
+    let mut lives: Vec<Option<std::ops::Range<usize>>> = vec![None; count];
+    let mut now = 0;
+    let mut touch = |buffer: usize, now: usize| {
+        let life = lives[buffer].get_or_insert(now..now + 1);
+        *life = life.start.min(now)..life.end.max(now + 1);
+    };
+    for draft in drafts {
+        draft.uploads.iter().for_each(|(_, spot)| touch(spot.buffer, now));
+        now += 1;
+        for job in &draft.jobs {
+            job.touches.iter().for_each(|buffer| touch(*buffer, now));
+            now += 1;
+        }
+        draft.downloads.iter().for_each(|(_, spot)| touch(spot.buffer, now));
+        now += 1;
+    }
+    lives.into_iter().map(Option::unwrap_or_default).collect()
+}
+
+fn dispatch(job: Job, bases: &[usize], number: &HashMap<usize, usize>) -> Dispatch {
+    let groups = (job.threads as u32).div_ceil(job.variant.lanes()).max(1);
+    // As even as can be, so that few run for nothing.
+    let rows = groups.div_ceil(andon_shaders::Limits::WORKGROUPS);
+    let workgroups = [groups.div_ceil(rows), rows];
+    let params = (job.params)(bases);
+    Dispatch { variant: job.variant, workgroups, params, step: number[&job.step] }
+}

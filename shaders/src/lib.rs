@@ -1,0 +1,154 @@
+//! The GPU's kernels: one operator a file in `wgsl/`, and what a program must know to run them.
+//!
+//! All kernels share their bindings (see `wgsl/common.wgsl`): the arena twice, what never changes twice, and one uniform
+//! block of parameters; so one bind group serves a whole network, with a dynamic offset for each step. None needs more
+//! than [`Limits`]. A [`Variant`] is a kernel with its compile-time numbers filled in; several variants of one kernel
+//! compute the same bytes, and which is fastest is a question to the hardware. Knows no GPU library: texts and numbers only.
+
+mod params;
+mod template;
+
+pub use params::*;
+
+/// What the kernels need of a device: WebGPU's lowest common denominator, OpenGL ES 3.1 with compute.
+pub struct Limits;
+
+impl Limits {
+    pub const STORAGE_BUFFERS: u32 = 4;
+    pub const WORKGROUP_BYTES: u32 = 16_352;
+    pub const INVOCATIONS: u32 = 256;
+    /// Workgroups along one dimension.
+    pub const WORKGROUPS: u32 = 65_535;
+}
+
+/// Numbers of the bindings, all of group 0.
+pub mod binding {
+    /// The arena in words.
+    pub const WORDS: u32 = 0;
+    /// The arena in groups of four words.
+    pub const QUADS: u32 = 1;
+    pub const CONSTANTS: u32 = 2;
+    pub const CONSTANT_QUADS: u32 = 3;
+    /// Uniform, with a dynamic offset.
+    pub const PARAMS: u32 = 4;
+}
+
+/// The function that every kernel begins with.
+pub const ENTRY_POINT: &str = "main";
+
+/// No table, no list.
+pub const NONE: u32 = u32::MAX;
+
+/// How two bytes become one, see `wgsl/join.wgsl`.
+pub mod join {
+    pub const NOTHING: u32 = 0;
+    /// `(a * join_a + b * join_b + join_c) >> join_shift`, clamped.
+    pub const LINEAR: u32 = 1;
+    /// `(constants[join_a + a] + constants[join_b + b]) >> join_shift`, clamped.
+    pub const SUMS: u32 = 2;
+    /// A table of 65,536 bytes from `join_a` on.
+    pub const PAIRS: u32 = 3;
+}
+
+/// A kernel with its compile-time numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Variant {
+    Convolution {
+        /// Pixels and words of output channels a thread.
+        pixels: u32,
+        out: u32,
+        /// Reads 16 input channels at a time; their places are multiples of that.
+        quads: bool,
+        /// One tap, no padding, every pixel.
+        pointwise: bool,
+        /// Each word of output channels begins to read at a place of its own; `out` is 1.
+        grouped: bool,
+    },
+    Depthwise {
+        pixels: u32,
+        /// Height, width, step to the right; dilation 1. Without: any window.
+        window: Option<[u32; 3]>,
+    },
+    Binary,
+    Lookup,
+    Maximum,
+    Mean {
+        /// Threads that share the pixels of a word; 1 needs no workgroup memory.
+        parts: u32,
+    },
+    Select,
+    Copy,
+}
+
+impl Variant {
+    /// Threads of a workgroup.
+    pub fn lanes(&self) -> u32 {
+        64
+    }
+
+    /// The WGSL of it. Errors are bugs of this crate; its tests go through all variants that are ever used.
+    pub fn source(&self) -> Result<String, String> {
+        let common = include_str!("../wgsl/common.wgsl");
+        let join = include_str!("../wgsl/join.wgsl");
+        let finish = include_str!("../wgsl/finish.wgsl");
+        let flag = u32::from;
+        let (params, texts, numbers): (_, &[&str], Vec<(&str, u32)>) = match *self {
+            Self::Convolution { pixels, out, quads, pointwise, grouped } => (
+                ConvolutionParams::WGSL,
+                &[join, finish, include_str!("../wgsl/convolution.wgsl")],
+                vec![
+                    ("PIXELS", pixels),
+                    ("OUT", out),
+                    ("QUADS", flag(quads)),
+                    ("POINTWISE", flag(pointwise)),
+                    ("GROUPED", flag(grouped)),
+                ],
+            ),
+            Self::Depthwise { pixels, window } => {
+                let [h, w, stride] = window.unwrap_or_default();
+                (
+                    DepthwiseParams::WGSL,
+                    &[join, finish, include_str!("../wgsl/depthwise.wgsl")],
+                    vec![("PIXELS", pixels), ("KERNEL_H", h), ("KERNEL_W", w), ("STRIDE_W", stride)],
+                )
+            }
+            Self::Binary => (BinaryParams::WGSL, &[join, include_str!("../wgsl/binary.wgsl")], vec![]),
+            Self::Lookup => (LookupParams::WGSL, &[include_str!("../wgsl/lookup.wgsl")], vec![]),
+            Self::Maximum => (MaximumParams::WGSL, &[include_str!("../wgsl/maximum.wgsl")], vec![]),
+            Self::Mean { parts } => {
+                (MeanParams::WGSL, &[include_str!("../wgsl/mean.wgsl")], vec![("PARTS", parts)])
+            }
+            Self::Select => (SelectParams::WGSL, &[include_str!("../wgsl/select.wgsl")], vec![]),
+            Self::Copy => (CopyParams::WGSL, &[include_str!("../wgsl/copy.wgsl")], vec![]),
+        };
+        let text = [&[params, common], texts].concat().join("\n");
+        let mut values: template::Values =
+            numbers.into_iter().map(|(name, value)| (name.to_owned(), i64::from(value))).collect();
+        values.insert("LANES".into(), self.lanes().into());
+        template::expand(&text, &values).map_err(|why| format!("{self:?}: {why}"))
+    }
+
+    /// All that the executor ever asks for.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Binary, Self::Lookup, Self::Maximum, Self::Select, Self::Copy];
+        all.extend([1, 8].map(|parts| Self::Mean { parts }));
+        all.push(Self::Depthwise { pixels: 1, window: None });
+        for pixels in [1, 2, 4] {
+            for (size, stride) in [(3, 1), (3, 2), (5, 1), (5, 2)] {
+                all.push(Self::Depthwise { pixels, window: Some([size, size, stride]) });
+            }
+        }
+        for quads in [false, true] {
+            all.push(Self::Convolution { pixels: 4, out: 1, quads, pointwise: false, grouped: true });
+            for pointwise in [false, true] {
+                for (pixels, out) in [(1, 1), (2, 1), (4, 1), (4, 2)] {
+                    all.push(Self::Convolution { pixels, out, quads, pointwise, grouped: false });
+                }
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests;

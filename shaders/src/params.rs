@@ -1,0 +1,77 @@
+//! Parameters of the kernels. Each list of names is both the WGSL struct and the Rust one, so that they can't differ. All
+//! are u32; kernels read signed ones with `i32()`. Offsets into the arena and the constants are in words unless said otherwise.
+
+/// Bytes of the largest block, and from one step's to the next's: what uniform buffers must be aligned to at most.
+pub const PARAMS_BYTES: u64 = 256;
+
+macro_rules! params {
+    ($(#[$doc:meta])* $name:ident: $($field:ident)+) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "the kernel's text says what each is")]
+        pub struct $name { $(pub $field: u32),+ }
+
+        impl $name {
+            pub(crate) const WGSL: &'static str =
+                concat!("struct Params {\n", $("    ", stringify!($field), ": u32,\n",)+ "}\n");
+
+            /// As they lie in the uniform buffer.
+            pub fn words(&self) -> Vec<u32> {
+                vec![$(self.$field),+]
+            }
+        }
+    };
+}
+
+params! {
+    /// `in_base`, `in_stride`, `weights` and `depth` of `quads` variants are in groups of four words; `bias`, `multiplier`
+    /// and `weights` always are. `columns` counts groups of `out` words of output channels.
+    ConvolutionParams:
+    in_base in_stride in_width in_height out_base out_stride out_width out_words pixels columns depth
+    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left pad weights bias multiplier starts
+    zero low high table
+    join join_a join_b join_c join_shift join_low join_high join_table skip_base skip_stride skip_first
+}
+
+params! {
+    /// `weights` in words, `bias` and `multiplier` in groups of four.
+    DepthwiseParams:
+    in_base in_stride in_width in_height out_base out_stride out_width out_height out_words
+    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left pad weights bias multiplier
+    zero low high table
+    join join_a join_b join_c join_shift join_low join_high join_table skip_base skip_stride skip_first
+}
+
+params! {
+    BinaryParams:
+    a_base a_stride b_base b_stride out_base out_stride out_words pixels
+    join join_a join_b join_c join_shift join_low join_high join_table
+}
+
+params! {
+    LookupParams:
+    in_base in_stride out_base out_stride out_words pixels table apart
+}
+
+params! {
+    MaximumParams:
+    in_base in_stride in_width in_height out_base out_stride out_width out_words pixels
+    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left
+}
+
+params! {
+    MeanParams:
+    in_base in_stride pixels out_base out_words stairs
+}
+
+params! {
+    SelectParams:
+    in_base in_stride in_width out_base out_stride out_width out_words pixels rows columns channels fill
+}
+
+params! {
+    /// `count` words are assembled; all else is in bytes.
+    CopyParams:
+    in_base channel_step out_base out_stride channels pixels count
+    size_0 step_0 size_1 step_1 size_2 step_2 size_3 step_3 size_4 step_4 size_5 step_5
+}

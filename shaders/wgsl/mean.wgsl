@@ -1,0 +1,47 @@
+// Means over all pixels of each channel: exact sums, then a staircase: the result is the number of steps that the sum has
+// climbed. A thread takes one word of channels and every PARTS-th pixel.
+#if PARTS > 1
+var<workgroup> shared_sums: array<vec4<i32>, $(LANES)>;
+#end
+
+fn climbed(sum: i32) -> i32 {
+    var byte = 0u;
+    for (var step = 128u; step > 0u; step /= 2u) {
+        // The least sum that gives a byte lies at its place.
+        if bitcast<i32>(constants[params.stairs + byte + step]) <= sum {
+            byte += step;
+        }
+    }
+    return i32(byte);
+}
+
+@compute @workgroup_size($(LANES))
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let block = (group.y * groups.x + group.x) * $(LANES / PARTS)u;
+    let column = block + lane % $(LANES / PARTS)u;
+    let part = lane / $(LANES / PARTS)u;
+    var sums = vec4<i32>();
+    if column < params.out_words {
+        for (var pixel = part; pixel < params.pixels; pixel += $(PARTS)u) {
+            sums += bytes_of(words[params.in_base + pixel * params.in_stride + column]);
+        }
+    }
+#if PARTS > 1
+    shared_sums[lane] = sums;
+    workgroupBarrier();
+    if part != 0u {
+        return;
+    }
+#for i in 0..PARTS - 1
+    sums += shared_sums[lane + $((i + 1) * (LANES / PARTS))u];
+#end
+#end
+    if column < params.out_words {
+        let bytes = vec4<i32>(climbed(sums.x), climbed(sums.y), climbed(sums.z), climbed(sums.w));
+        words[params.out_base + column] = word_of(bytes);
+    }
+}
