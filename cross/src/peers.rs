@@ -135,12 +135,17 @@ fn bytes(folder: &Path) -> Result<u64> {
     Ok(total)
 }
 
-/// Every u8 tensor of five networks against ONNX Runtime's. Builds the agent first.
+/// Every u8 tensor of five networks against ONNX Runtime's, and single operators in u8 and s8. Builds the agent first.
 pub(crate) fn parity(options: &ParityOptions) -> Result<()> {
     let mut script = script("parity.py", &["requirements.txt"])?;
     script.arg("--agent").arg(agent()?).args(["--threads", &options.threads.to_string()]);
     only(&mut script, &options.only).args(options.each.then_some("--each"));
-    shell::run("parity", &mut script)
+    shell::run("parity", &mut script)?;
+    if options.only.is_empty() {
+        let mut script = self::script("operators.py", &["requirements.txt"])?;
+        shell::run("parity of operators", script.arg("--agent").arg(shell::program("andon-agent")?))?;
+    }
+    Ok(())
 }
 
 /// The table of ratios, and the results as JSON under `bench/results`.
