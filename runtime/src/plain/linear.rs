@@ -1,5 +1,7 @@
 //! Products: Conv and ConvInteger, Gemm, MatMul and MatMulInteger, QLinearMatMul. Integers are exact.
 
+use std::ops::Range;
+
 use super::{Call, floats, get, one, quantise::bytes, size, tensor};
 use crate::{
     shape::{self, Window},
@@ -234,6 +236,7 @@ fn convolved<T: Copy + Default>(
     let output = window.output(spatial).ok_or_else(wrong)?;
     let dims = [&[*n, *m], &*output].concat();
     size(&dims)?;
+    size(&[output.iter().product(), kernel.iter().product()])?;
     if groups == 1
         && kernel.iter().all(|k| *k == 1)
         && output == spatial
@@ -241,43 +244,80 @@ fn convolved<T: Copy + Default>(
     {
         return Ok((dims, pointwise(*n, [*m, *depth], output.iter().product(), values, weights, add)));
     }
+    let rows = Rows::of(&window, spatial, &output);
     let (area, taps): (usize, usize) = (spatial.iter().product(), kernel.iter().product());
-    let out_area: usize = output.iter().product();
-    // For each output position and tap, the input position, or none in the padding.
-    let (out_strides, in_strides, tap_strides) =
-        (super::strides(&output), super::strides(spatial), super::strides(kernel));
-    size(&[out_area, taps])?;
-    let mut at = Vec::with_capacity(out_area * taps);
-    for position in 0..out_area {
-        for tap in 0..taps {
-            let mut offset = Some(0);
-            for d in 0..spatial.len() {
-                let out = position / out_strides[d] % output[d];
-                let tap = tap / tap_strides[d] % kernel[d];
-                let index = (out * window.strides[d] + tap * window.dilations[d])
-                    .checked_sub(window.pads(d, spatial[d]).0)
-                    .filter(|i| *i < spatial[d]);
-                offset = offset.zip(index).map(|(o, i)| o + i * in_strides[d]);
-            }
-            at.push(offset);
-        }
-    }
-    let mut out = Vec::with_capacity(dims.iter().product());
-    for (image, channel) in (0..*n).flat_map(|i| (0..*m).map(move |o| (i, o))) {
+    let mut out = vec![T::default(); dims.iter().product()];
+    for (i, plane) in out.chunks_exact_mut(output.iter().product::<usize>().max(1)).enumerate() {
+        let (image, channel) = (i / m, i % m);
         let first = channel / (m / groups) * depth;
-        for at in at.chunks_exact(taps.max(1)) {
-            let mut total = T::default();
-            for c in 0..*depth {
-                let plane = &values[(image * x[1] + first + c) * area..][..area];
-                let weights = &weights[(channel * depth + c) * taps..][..taps];
-                for (at, weight) in at.iter().zip(weights) {
-                    if let Some(at) = at {
-                        total = add(total, plane[*at], *weight);
-                    }
-                }
-            }
-            out.push(total);
+        for c in 0..*depth {
+            let from = &values[(image * x[1] + first + c) * area..][..area];
+            let weights = &weights[(channel * depth + c) * taps..][..taps];
+            // Taps one after the other, so that each sum keeps the order in which ONNX lists them.
+            weights.iter().enumerate().for_each(|(tap, weight)| rows.add(tap, from, *weight, plane, &add));
         }
     }
     Ok((dims, out))
+}
+
+/// How the rows of a convolution's output lie over those of its input.
+struct Rows {
+    /// For each tap of all dimensions but the last: where the input row lies that each output row sees through it.
+    seen: Vec<Vec<Option<usize>>>,
+    /// For each tap of the last dimension: the output pixels that it lies within the input for, and where it is for the
+    /// first of them.
+    spans: Vec<(Range<usize>, usize)>,
+    stride: usize,
+    /// Pixels of an input row and of an output row.
+    width: usize,
+    out_width: usize,
+}
+
+impl Rows {
+    /// There is one dimension at least.
+    fn of(window: &Window, input: &[usize], output: &[usize]) -> Self {
+        let last = input.len() - 1;
+        let (own, around, taps) = (
+            super::strides(&output[..last]),
+            super::strides(&input[..last]),
+            super::strides(&window.kernel[..last]),
+        );
+        let place = |d: usize, out: usize, tap: usize| {
+            let at =
+                (out * window.strides[d] + tap * window.dilations[d]).checked_sub(window.pads(d, input[d]).0);
+            at.filter(|at| *at < input[d])
+        };
+        let row = |tap: usize, out: usize| {
+            (0..last).try_fold(0, |row, d| {
+                let at = place(d, out / own[d] % output[d], tap / taps[d] % window.kernel[d])?;
+                Some(row + at * around[d])
+            })
+        };
+        let (rows, outer) = (output[..last].iter().product(), window.kernel[..last].iter().product());
+        let seen = (0..outer).map(|tap| (0..rows).map(|out| row(tap, out)).collect()).collect();
+        let span = |tap: usize| {
+            let inside = |out: &usize| place(last, *out, tap).is_some();
+            let first = (0..output[last]).find(inside).unwrap_or(output[last]);
+            let end = (first..output[last]).find(|out| !inside(out)).unwrap_or(output[last]);
+            (first..end, place(last, first, tap).unwrap_or(0))
+        };
+        let spans = (0..window.kernel[last]).map(span).collect();
+        Self { seen, spans, stride: window.strides[last], width: input[last], out_width: output[last] }
+    }
+
+    /// Adds what one tap of the window brings to each output pixel.
+    fn add<T: Copy>(&self, tap: usize, from: &[T], weight: T, out: &mut [T], add: impl Fn(T, T, T) -> T) {
+        let (span, start) = &self.spans[tap % self.spans.len()];
+        let rows = out.chunks_exact_mut(self.out_width.max(1));
+        for (out, row) in rows.zip(&self.seen[tap / self.spans.len()]) {
+            let (Some(row), false) = (row, span.is_empty()) else { continue };
+            let (out, from) = (&mut out[span.clone()], &from[row * self.width + start..]);
+            if self.stride == 1 {
+                out.iter_mut().zip(from).for_each(|(total, x)| *total = add(*total, *x, weight));
+            } else {
+                let from = from.iter().step_by(self.stride);
+                out.iter_mut().zip(from).for_each(|(total, x)| *total = add(*total, *x, weight));
+            }
+        }
+    }
 }
