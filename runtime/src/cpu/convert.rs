@@ -84,6 +84,25 @@ pub(super) enum Form {
     Real(Box<[f32; 256]>),
     /// The mean of each channel.
     Mean(Quantity),
+    /// Of each pixel the channel with its extreme.
+    Index(Extreme),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extreme {
+    /// Otherwise the least.
+    pub(super) greatest: bool,
+    /// Of equal ones the last, otherwise the first.
+    pub(super) last: bool,
+}
+
+impl Extreme {
+    fn of(self, bytes: &[u8]) -> i64 {
+        let best = if self.greatest { bytes.iter().max() } else { bytes.iter().min() };
+        let is_best = |byte: &u8| Some(byte) == best;
+        let at = if self.last { bytes.iter().rposition(is_best) } else { bytes.iter().position(is_best) };
+        at.map_or(0, |at| at as i64)
+    }
 }
 
 /// `(q - zero) * scale` for each byte.
@@ -108,6 +127,7 @@ impl Export {
                 Data::F32(self.gather(team, pool.list(count), shape, from, value))
             }
             Form::Mean(quantity) => Data::F32(means(shape, from, *quantity)),
+            Form::Index(extreme) => Data::I64(from.pixels(shape.c).map(|pixel| extreme.of(pixel)).collect()),
         };
         Tensor::new(self.dims.clone(), data).map_err(|e| e.to_string())
     }

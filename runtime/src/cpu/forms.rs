@@ -3,7 +3,7 @@
 use std::{fmt, rc::Rc};
 
 use super::{
-    convert::Import,
+    convert::{Extreme, Import},
     kernels::Target,
     plan::{Operation, Order, Quantity, Shape},
 };
@@ -148,6 +148,8 @@ pub(super) enum Outcome {
     Parts(Vec<Activation>),
     /// The mean of each channel of an activation, which may stay f32 too.
     Mean(Activation, Pending),
+    /// Where the channels of each pixel have their extreme.
+    Index(Activation, Extreme),
     Concat(Concat),
 }
 
@@ -172,6 +174,7 @@ pub(super) enum Form {
     Curve(Curve),
     Pending(Pending),
     Mean(Activation, Pending),
+    Index(Activation, Extreme),
     Concat(Concat),
 }
 

@@ -105,6 +105,7 @@ impl<'a> Lowering<'a> {
                 Outcome::Real(activation) => Form::Real(activation),
                 Outcome::Curve(curve) => Form::Curve(curve),
                 Outcome::Mean(of, pending) => Form::Mean(of, pending),
+                Outcome::Index(of, extreme) => Form::Index(of, extreme),
                 Outcome::Concat(concat) => Form::Concat(concat),
             },
         };
@@ -329,7 +330,9 @@ impl<'a> Lowering<'a> {
                 let table = curve.values.map(byte);
                 Ok(Activation { quantity, signed, ..self.table(id, curve.of, table) })
             }
-            Form::Bytes(_) | Form::Taken => Err(Refusal::Form("what it quantises is no f32")),
+            Form::Bytes(_) | Form::Taken | Form::Index(..) => {
+                Err(Refusal::Form("what it quantises is no f32"))
+            }
         }
     }
 

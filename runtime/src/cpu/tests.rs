@@ -320,6 +320,37 @@ fn images_of_bytes_are_taken_in() {
 }
 
 #[test]
+fn extremes_are_found_among_bytes() {
+    let dims = [1, 5, 3, 4];
+    let mut next = random(7);
+    // Few values, so that there are equal ones.
+    let bytes: Vec<u8> = (0..60).map(|_| next() as u8 % 3 + 100).collect();
+    for (operator, axis, last) in [("ArgMax", 1, 0), ("ArgMin", 1, 1), ("ArgMax", -1, 1), ("ArgMin", 3, 0)] {
+        let mut graph = frame(&dims);
+        let node = NodeProto::new(operator, "arg", ["x.f"], ["at"]).with_int("axis", axis);
+        graph.node.push(node.with_int("select_last_index", last).with_int("keepdims", 0));
+        graph.output = vec![ValueInfoProto { name: "at".into(), r#type: None }];
+        let model = fixtures::model(ModelProto::new(graph, 17));
+        let reals: Vec<f32> =
+            bytes.iter().map(|b| (f32::from(*b) - f32::from(INPUT_ZERO)) * INPUT_SCALE).collect();
+        let image = Tensor::f32(dims.to_vec(), reals).unwrap();
+        let options = SessionOptions { engine: EngineChoice::Cpu, ..Default::default() };
+        let outputs = Session::new(&model, &options).unwrap().run(&[("x", image)]).unwrap();
+        let (outer, length, inner) = if axis == 1 { (1, 5, 12) } else { (15, 4, 1) };
+        let expected = (0..outer * inner).map(|i| {
+            let at = |k: usize| bytes[(i / inner * length + k) * inner + i % inner];
+            let key = |k: &usize| if operator == "ArgMax" { 255 - at(*k) } else { at(*k) };
+            let best = (0..length).min_by_key(key).map(at);
+            let is_best = |k: &usize| Some(at(*k)) == best;
+            let mut all = (0..length).filter(is_best);
+            (if last == 1 { all.next_back() } else { all.next() }).unwrap() as i64
+        });
+        let expected = crate::Data::I64(expected.collect());
+        assert_eq!(outputs.get("at").map(Tensor::data), Some(&expected), "{operator} {axis} {last}");
+    }
+}
+
+#[test]
 fn what_has_no_step_is_named() {
     type Change = dyn Fn(&mut GraphProto);
     let cases: [(&str, &Change, &str); 4] = [

@@ -5,6 +5,7 @@ mod add;
 mod channelwise;
 mod conv;
 mod depthwise;
+mod extreme;
 mod gemm;
 mod layout;
 mod matmul;
@@ -24,6 +25,7 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     match lowering.graph().proto(id).op_type.as_str() {
         "Add" | "Div" | "Mul" | "Sub" => add::lower(lowering, id)
             .or_else(|why| channelwise::lower_arithmetic(lowering, id).map_err(|_| why)),
+        "ArgMax" | "ArgMin" => extreme::lower(lowering, id),
         "AveragePool" => pool::lower_window_average(lowering, id),
         "BatchNormalization" => channelwise::lower_normalisation(lowering, id),
         "Cast" => table::lower_cast(lowering, id),
