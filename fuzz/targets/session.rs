@@ -2,12 +2,15 @@
 
 #![no_main]
 
+mod panics;
+
 use andon_runtime::{EngineChoice, Graph, Limits, Model, Session, SessionOptions, Tensor};
 
+#[allow(dead_code, reason = "files are for another target")]
 #[path = "../../runtime/tests/conformance/graph.rs"]
 mod graph;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+libfuzzer_sys::fuzz_target!(init: panics::are_findings(), |bytes: &[u8]| {
     let network = graph::network(bytes);
     let run = |engine| {
         let graph = Graph::new(network.model.clone()).ok()?;
@@ -16,7 +19,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         let image = Tensor::f32(network.dims.to_vec(), network.image.clone()).ok()?;
         Some(session.run(&[(graph::INPUT, image)]))
     };
-    let Some(ours) = run(EngineChoice::Cpu) else { return };
-    let theirs = run(EngineChoice::Tract);
-    assert_eq!(ours.ok(), theirs.and_then(Result::ok));
+    if let (Some(ours), Some(Ok(theirs))) = (run(EngineChoice::Cpu), run(EngineChoice::Tract)) {
+        assert_eq!(ours.ok(), Some(theirs));
+    }
 });

@@ -1,5 +1,5 @@
-//! Random small int8 networks in Q/DQ form, made of a list of bytes: for the randomised test here and for the fuzzer in
-//! `fuzz/`, which includes this file.
+//! Random small int8 networks in Q/DQ form, made of a list of bytes: for the randomised test here and for the fuzzers in
+//! `fuzz/`, which include this file.
 //!
 //! All scales are powers of two, zero points are even and sums stay below 2^24, so that float arithmetic loses nothing: two
 //! engines that are right give the very same bytes, ties included.
@@ -83,6 +83,22 @@ pub(crate) fn network(bytes: &[u8]) -> Network {
     let count = dims.iter().product();
     let image = (0..count).map(|_| (f32::from(maker.choices.byte()) * 3.0 - 300.0) * step).collect();
     Network { model: ModelProto::new(maker.graph, 17), image, dims }
+}
+
+/// The file of a network a few bytes of which are others: nearly right is where a file of noise never gets.
+pub(crate) fn damaged(bytes: &[u8]) -> Vec<u8> {
+    /// Bytes that stand for one change: where, as two bytes, and to what.
+    const CHANGE: usize = 3;
+    const CHANGES_MAX: usize = 8;
+    let (count, bytes) = bytes.split_first().unwrap_or((&0, &[]));
+    let changes = CHANGE * (usize::from(*count) % (CHANGES_MAX + 1));
+    let (changes, bytes) = bytes.split_at(changes.min(bytes.len()));
+    let mut file = network(bytes).model.to_bytes();
+    for [high, low, value] in changes.as_chunks::<CHANGE>().0 {
+        let at = usize::from(u16::from_be_bytes([*high, *low])) % file.len();
+        file[at] = *value;
+    }
+    file
 }
 
 impl Maker<'_> {

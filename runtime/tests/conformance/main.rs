@@ -5,6 +5,7 @@
 
 mod case;
 mod expectations;
+mod findings;
 mod graph;
 mod light;
 mod node;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::graph::{self, Network};
 
 /// All outputs, by name; `None` where the engine cannot run the network.
-fn run(network: &Network, engine: EngineChoice) -> Result<Option<Vec<(String, Tensor)>>, String> {
+pub(crate) fn run(network: &Network, engine: EngineChoice) -> Result<Option<Vec<(String, Tensor)>>, String> {
     let graph = Graph::new(network.model.clone()).map_err(|e| e.to_string())?;
     let model = Model::from_graph(graph, &Limits::default()).map_err(|e| e.to_string())?;
     let options = SessionOptions { engine, ..Default::default() };

@@ -51,10 +51,11 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
                 ceil: false,
             };
             let geometry = Geometry::new(&plain, input.shape, shape)?;
+            // None at all where one side has none; the window is there all the same, with zeros.
             let pairs = y.taps.iter().flat_map(|ky| x.taps.iter().map(move |kx| ky * kw + kx));
             let taps_seen: Vec<usize> = pairs.collect();
             // `[C, M / groups, taps]` becomes `[M, C / groups, taps that are seen]`.
-            let seen = taps_seen.len().max(1);
+            let seen = geometry.kernel[0] * geometry.kernel[1];
             let weights = weights.picked(depth * seen, |row, column| {
                 let (channel, tap) = (row / per_group * depth + column / seen, taps_seen.get(column % seen)?);
                 Some((channel * per_group + row % per_group) * taps + tap)
