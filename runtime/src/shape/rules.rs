@@ -114,6 +114,12 @@ fn keeps_shape(operator: &str) -> bool {
     )
 }
 
+/// Whether `axis` is a dimension of the first input, whatever else there is.
+fn counts_dimensions(operator: &str) -> bool {
+    // The first two look at it only where there is more than one scale; the others add dimensions.
+    !matches!(operator, "QuantizeLinear" | "DequantizeLinear" | "OneHot" | "ConcatFromSequence" | "Unsqueeze")
+}
+
 /// Shapes of a node's outputs; shorter than the outputs where nothing is known.
 pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Shape>, ShapeMismatch> {
     let (node, proto) = (graph.node(id), graph.proto(id));
@@ -129,6 +135,12 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
         return one(constant_ints(graph, shapes, node.inputs.first()).and_then(|dims| sizes(&dims)));
     }
     let Some(first) = input(0) else { return Ok(vec![]) };
+    // An engine that takes one from outside for a place goes on without end.
+    let rank = first.len().max(1) as i64;
+    let outside = |axis: &i64| !(-rank..=rank).contains(axis);
+    if let Some(axis) = proto.int("axis").filter(outside).filter(|_| counts_dimensions(&proto.op_type)) {
+        return Err(fail(&format!("an axis of {first:?}"), axis.to_string()));
+    }
     match proto.op_type.as_str() {
         op if keeps_shape(op) => one(Some(first.to_vec())),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" | "Sum" => {
