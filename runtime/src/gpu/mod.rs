@@ -10,6 +10,8 @@ pub(crate) mod device;
 mod exact;
 mod layout;
 mod lower;
+mod probe;
+mod profile;
 mod program;
 mod run;
 #[cfg(test)]
@@ -17,12 +19,14 @@ mod tests;
 mod trusted;
 
 use device::{Checks, Device, chosen};
+pub use probe::{GpuAdapter, GpuPeaks, gpus};
+
 use program::Program;
 use run::Memory;
 
 use crate::{
     cpu::{Cpu, Isa, Sketch, StepKind, StepSummary, Summary, describe::Sources},
-    engine::{Engine, guarded},
+    engine::{Engine, StepTime, guarded},
     graph::{Graph, ValueId},
     shape::Shapes,
     tensor::Tensor,
@@ -146,5 +150,9 @@ impl Engine for Gpu {
 
     fn arena_bytes(&self) -> Option<usize> {
         Some(self.program.arena_bytes)
+    }
+
+    fn profile(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
+        guarded(|| self.profiled(inputs))
     }
 }
