@@ -6,11 +6,9 @@
 //! compute the same bytes, and which is fastest is a question to the hardware. Knows no GPU library: texts and numbers only.
 
 mod params;
-mod probe;
 mod template;
 
 pub use params::*;
-pub use probe::Probe;
 
 /// What the kernels need of a device: WebGPU's lowest common denominator, OpenGL ES 3.1 with compute.
 pub struct Limits;
@@ -65,6 +63,8 @@ pub enum Variant {
         pointwise: bool,
         /// Each word of output channels begins to read at a place of its own; `out` is 1.
         grouped: bool,
+        /// Threads that share the input channels of a tile; 1 needs no workgroup memory.
+        split: u32,
     },
     Depthwise {
         pixels: u32,
@@ -85,7 +85,20 @@ pub enum Variant {
 impl Variant {
     /// Threads of a workgroup.
     pub fn lanes(&self) -> u32 {
-        64
+        match self {
+            // Their sums would not fit the workgroup's memory.
+            Self::Convolution { pixels, out, split: 2.., .. } if pixels * out > 8 => 32,
+            _ => 64,
+        }
+    }
+
+    /// Threads that work on one tile.
+    pub fn sharers(&self) -> u32 {
+        match self {
+            Self::Convolution { split, .. } => *split,
+            Self::Mean { parts } => *parts,
+            _ => 1,
+        }
     }
 
     /// The WGSL of it. Errors are bugs of this crate; its tests go through all variants that are ever used.
@@ -95,7 +108,7 @@ impl Variant {
         let finish = include_str!("../wgsl/finish.wgsl");
         let flag = u32::from;
         let (params, texts, numbers): (_, &[&str], Vec<(&str, u32)>) = match *self {
-            Self::Convolution { pixels, out, quads, pointwise, grouped } => (
+            Self::Convolution { pixels, out, quads, pointwise, grouped, split } => (
                 ConvolutionParams::WGSL,
                 &[join, finish, include_str!("../wgsl/convolution.wgsl")],
                 vec![
@@ -104,6 +117,7 @@ impl Variant {
                     ("QUADS", flag(quads)),
                     ("POINTWISE", flag(pointwise)),
                     ("GROUPED", flag(grouped)),
+                    ("SPLIT", split),
                 ],
             ),
             Self::Depthwise { pixels, window } => {
@@ -130,6 +144,17 @@ impl Variant {
         template::expand(&text, &values).map_err(|why| format!("{self:?}: {why}"))
     }
 
+    /// Convolutions without groups that do the same.
+    pub fn convolutions(quads: bool, pointwise: bool) -> Vec<Self> {
+        let mut all = vec![];
+        for (pixels, out) in [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2), (4, 4)] {
+            for split in [1, 2, 4, 8, 16] {
+                all.push(Self::Convolution { pixels, out, quads, pointwise, grouped: false, split });
+            }
+        }
+        all
+    }
+
     /// All that the executor ever asks for.
     pub fn all() -> Vec<Self> {
         let mut all = vec![Self::Binary, Self::Lookup, Self::Maximum, Self::Select, Self::Copy];
@@ -141,11 +166,16 @@ impl Variant {
             }
         }
         for quads in [false, true] {
-            all.push(Self::Convolution { pixels: 4, out: 1, quads, pointwise: false, grouped: true });
+            all.push(Self::Convolution {
+                pixels: 4,
+                out: 1,
+                quads,
+                pointwise: false,
+                grouped: true,
+                split: 1,
+            });
             for pointwise in [false, true] {
-                for (pixels, out) in [(1, 1), (2, 1), (4, 1), (4, 2)] {
-                    all.push(Self::Convolution { pixels, out, quads, pointwise, grouped: false });
-                }
+                all.extend(Self::convolutions(quads, pointwise));
             }
         }
         all

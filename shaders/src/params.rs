@@ -24,11 +24,11 @@ macro_rules! params {
 }
 
 params! {
-    /// `in_base`, `in_stride`, `weights` and `depth` of `quads` variants are in groups of four words; `bias`, `multiplier`
+    /// `in_base`, `in_stride`, `pad_base` and `depth` of `quads` variants are in groups of four words; `bias`, `multiplier`
     /// and `weights` always are. `columns` counts groups of `out` words of output channels.
     ConvolutionParams:
     in_base in_stride in_width in_height out_base out_stride out_width out_words pixels columns depth
-    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left pad weights bias multiplier starts
+    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left pad_base weights bias multiplier starts
     zero low high table
     join join_a join_b join_c join_shift join_low join_high join_table skip_base skip_stride skip_first
 }

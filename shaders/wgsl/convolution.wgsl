@@ -1,11 +1,16 @@
 // Convolution of any window and any groups; a fully connected layer is one of a window of 1. A thread computes PIXELS pixels
 // by OUT words of channels. Weights lie as [tap][word of input channels][word of output channels], each a group of four words:
-// four input channels for each of four output channels. With QUADS a thread reads 16 input channels at a time.
+// four input channels for each of four output channels. With QUADS a thread reads 16 input channels at a time. SPLIT threads
+// share the input channels of a tile, and add up in workgroup memory; with a SPLIT of 1 none is used.
 fn product(x: u32, w: vec4<u32>) -> vec4<i32> {
     return vec4<i32>(
         dot4I8Packed(x, w.x), dot4I8Packed(x, w.y), dot4I8Packed(x, w.z), dot4I8Packed(x, w.w),
     );
 }
+
+#if SPLIT > 1
+var<workgroup> partial_sums: array<vec4<i32>, $(LANES * PIXELS * OUT)>;
+#end
 
 @compute @workgroup_size($(LANES))
 fn main(
@@ -13,13 +18,16 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let index = (group.y * groups.x + group.x) * $(LANES)u + lane;
+    let part = lane / $(LANES / SPLIT)u;
+    let index = (group.y * groups.x + group.x) * $(LANES / SPLIT)u + lane % $(LANES / SPLIT)u;
     let columns = params.columns;
     let column = index % columns * $(OUT)u;
     let first = index / columns * $(PIXELS)u;
+#if SPLIT == 1
     if first >= params.pixels {
         return;
     }
+#end
     let across = columns * $(OUT)u;
     var base = params.in_base;
 #if GROUPED
@@ -37,40 +45,38 @@ fn main(
     let x_$(p) = pixel_$(p) % params.out_width * params.stride_w - params.left;
 #end
 #for o in 0..OUT
+#if SPLIT > 1
+    var sum_$(p)_$(o) = vec4<i32>();
+#else
     var sum_$(p)_$(o) = bias_$(o);
 #end
 #end
-    var at = params.weights + column;
+#end
+    var tap = params.weights + column;
 #if !POINTWISE
-    let pad = params.pad;
     for (var ky = 0u; ky < params.kernel_h; ky++) {
         for (var kx = 0u; kx < params.kernel_w; kx++) {
 #for p in 0..PIXELS
-            // Rows above the first are very large.
+            // Rows above the first are very large. What lies around the input is a pixel somewhere else.
             let row_$(p) = y_$(p) + ky * params.dilation_h;
             let column_$(p) = x_$(p) + kx * params.dilation_w;
             let inside_$(p) = row_$(p) < params.in_height && column_$(p) < params.in_width;
-            let place_$(p) = (row_$(p) * params.in_width + column_$(p)) * params.in_stride;
-            let from_$(p) = base + select(0u, place_$(p), inside_$(p));
+            let place_$(p) = base + (row_$(p) * params.in_width + column_$(p)) * params.in_stride;
+            let from_$(p) = select(params.pad_base, place_$(p), inside_$(p));
 #end
 #end
-            for (var d = 0u; d < params.depth; d++) {
+            var at = tap + part * (across * $(1 + 3 * QUADS)u);
+            for (var d = part; d < params.depth; d += $(SPLIT)u) {
 #for p in 0..PIXELS
 #if QUADS
-                var in_$(p) = quads[from_$(p) + d];
-#if !POINTWISE
-                in_$(p) = select(vec4<u32>(pad), in_$(p), inside_$(p));
-#end
+                let in_$(p) = quads[from_$(p) + d];
 #else
-                var in_$(p) = words[from_$(p) + d];
-#if !POINTWISE
-                in_$(p) = select(pad, in_$(p), inside_$(p));
-#end
+                let in_$(p) = words[from_$(p) + d];
 #end
 #end
 #for u in 0..1 + 3 * QUADS
 #for o in 0..OUT
-                let weight_$(u)_$(o) = constant_quads[at + $(o)u];
+                let weight_$(u)_$(o) = constant_quads[at + $(u)u * across + $(o)u];
 #for p in 0..PIXELS
 #if QUADS
                 sum_$(p)_$(o) += product(in_$(p)[$(u)], weight_$(u)_$(o));
@@ -79,13 +85,35 @@ fn main(
 #end
 #end
 #end
-                at += across;
 #end
+                at += across * $(SPLIT * (1 + 3 * QUADS))u;
             }
 #if !POINTWISE
+            tap += params.depth * (across * $(1 + 3 * QUADS)u);
         }
     }
 #end
+#if SPLIT > 1
+    // Sum i of part s of a tile lies at [i][s][tile].
+#for p in 0..PIXELS
+#for o in 0..OUT
+    partial_sums[$((p * OUT + o) * LANES)u + lane] = sum_$(p)_$(o);
+#end
+#end
+    workgroupBarrier();
+    let tile = lane % $(LANES / SPLIT)u;
+    for (var i = part; i < $(PIXELS * OUT)u; i += $(SPLIT)u) {
+        let own = column + i % $(OUT)u;
+        let pixel = first + i / $(OUT)u;
+        if own < params.out_words && pixel < params.pixels {
+            var sum = bitcast<vec4<i32>>(constant_quads[params.bias + own]);
+#for s in 0..SPLIT
+            sum += partial_sums[i * $(LANES)u + $(s * (LANES / SPLIT))u + tile];
+#end
+            words[params.out_base + pixel * params.out_stride + own] = finished(sum, own, pixel);
+        }
+    }
+#else
 #for o in 0..OUT
     if column + $(o)u < params.out_words {
 #for p in 0..PIXELS
@@ -95,5 +123,6 @@ fn main(
         }
 #end
     }
+#end
 #end
 }

@@ -4,7 +4,6 @@ pub(crate) mod bench;
 mod bench_steps;
 pub(crate) mod enrol;
 pub(crate) mod explain;
-pub(crate) mod gpu;
 pub(crate) mod infer;
 mod npy;
 pub(crate) mod run;

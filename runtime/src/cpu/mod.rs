@@ -26,6 +26,7 @@ use plan::{Plan, Scratch, Work};
 use schedule::Schedule;
 
 pub(crate) use arena::arrange;
+pub(crate) use kernels::Target;
 pub(crate) use kernels::{Isa, multiply_accumulate};
 pub(crate) use plan::{Place, Shape};
 pub(crate) use schedule::Part;

@@ -3,81 +3,109 @@
 use andon_shaders::{ConvolutionParams, DepthwiseParams, NONE, Variant};
 
 use super::{
+    choice::Task,
     constants::{JoinFields, Packed},
     exact,
     layout::Spot,
-    lower::{Lowering, at, word_of},
+    lower::{Bases, Lowering, at, word_of},
 };
-use crate::cpu::describe::Convolution;
+use crate::cpu::{Target, describe::Convolution};
+
+/// What happens to sums.
+#[derive(Clone, Copy)]
+struct Ending {
+    target: Target,
+    table: u32,
+    join: JoinFields,
+    /// The output itself where nothing is joined.
+    skip: Spot,
+    skip_first: u32,
+}
+
+impl Ending {
+    fn skip(&self, bases: Bases<'_>) -> (u32, u32) {
+        (at(self.skip, bases), self.skip.stride as u32 / 4)
+    }
+}
 
 impl Lowering {
     pub(super) fn convolution(&mut self, what: &Convolution<'_>, inputs: &[Spot], out: Spot) -> Option<()> {
         let from = self.readable(*inputs.first()?)?;
-        let mut touches = vec![from, out];
-        let (mut join, mut skip, mut skip_first) = (JoinFields::NOTHING, out, 0);
+        let table = self.constants.table(what.table);
+        let mut ending =
+            Ending { target: what.target, table, join: JoinFields::NOTHING, skip: out, skip_first: 0 };
         if let Some(skipped) = &what.skip {
-            skip = self.readable(*inputs.get(1)?)?;
-            touches.push(skip);
-            join = self.constants.join(&exact::join(&skipped.byte, Some(skipped.slopes)), skipped.table);
-            skip_first = skipped.first.into();
+            ending.skip = self.readable(*inputs.get(1)?)?;
+            let join = exact::join(&skipped.byte, Some(skipped.slopes));
+            ending.join = self.constants.join(&join, skipped.table);
+            ending.skip_first = skipped.first.into();
         }
-        let Convolution { filters, input, output, kernel, strides, dilations, before, groups, .. } = *what;
-        let (zero, target, table) = (what.zero, what.target, self.constants.table(what.table));
-        let (taps, words, pixels) = (kernel[0] * kernel[1], out.words(), output.pixels());
-        if groups > 1 && groups == input.c && groups == output.c {
-            let Packed { weights, bias, multiplier } = self.constants.depthwise(filters, taps);
-            let known = kernel[0] == kernel[1]
-                && matches!(kernel[0], 3 | 5)
-                && strides[0] == strides[1]
-                && matches!(strides[0], 1 | 2)
-                && dilations == [1, 1];
-            let window = known.then(|| [kernel[0] as u32, kernel[1] as u32, strides[1] as u32]);
-            let across: usize = if known { 4 } else { 1 };
-            let variant = Variant::Depthwise { pixels: across as u32, window };
-            let threads = words * output.w.div_ceil(across) * output.h;
-            self.push(variant, threads, &touches, move |bases| {
-                let params = DepthwiseParams {
-                    in_base: at(from, bases),
-                    in_stride: from.stride as u32 / 4,
-                    in_width: input.w as u32,
-                    in_height: input.h as u32,
-                    out_base: at(out, bases),
-                    out_stride: out.stride as u32 / 4,
-                    out_width: output.w as u32,
-                    out_height: output.h as u32,
-                    out_words: words as u32,
-                    kernel_h: kernel[0] as u32,
-                    kernel_w: kernel[1] as u32,
-                    stride_h: strides[0] as u32,
-                    stride_w: strides[1] as u32,
-                    dilation_h: dilations[0] as u32,
-                    dilation_w: dilations[1] as u32,
-                    top: before[0] as u32,
-                    left: before[1] as u32,
-                    pad: word_of(zero),
-                    weights,
-                    bias,
-                    multiplier,
-                    zero: target.zero.into(),
-                    low: target.low.into(),
-                    high: target.high.into(),
-                    table,
-                    join: join.kind,
-                    join_a: join.a,
-                    join_b: join.b,
-                    join_c: join.c,
-                    join_shift: join.shift,
-                    join_low: join.low,
-                    join_high: join.high,
-                    join_table: join.table,
-                    skip_base: at(skip, bases),
-                    skip_stride: skip.stride as u32 / 4,
-                    skip_first,
-                };
-                params.words()
-            });
+        if what.groups > 1 && what.groups == what.input.c && what.groups == what.output.c {
+            self.depthwise(what, from, out, ending);
             return Some(());
         }
+        self.dense(what, from, out, ending)
+    }
+
+    fn depthwise(&mut self, what: &Convolution<'_>, from: Spot, out: Spot, ending: Ending) {
+        let Convolution { filters, input, output, kernel, strides, dilations, before, .. } = *what;
+        let (taps, words) = (kernel[0] * kernel[1], out.words());
+        let Packed { weights, bias, multiplier } = self.constants.depthwise(filters, taps);
+        let known = matches!((kernel, strides), ([3, 3] | [5, 5], [1, 1] | [2, 2])) && dilations == [1, 1];
+        let window = known.then(|| [kernel[0] as u32, kernel[1] as u32, strides[1] as u32]);
+        let variant =
+            self.choices.choose(Task::Depthwise { rows: output.h, columns: output.w, words, window });
+        let Variant::Depthwise { pixels: across, .. } = variant else { return };
+        let tiles = words * output.w.div_ceil(across as usize) * output.h;
+        let pad = word_of(what.zero);
+        self.push(variant, tiles, &[from, out, ending.skip], move |bases| {
+            let Ending { target, table, join, skip_first, .. } = ending;
+            let (skip_base, skip_stride) = ending.skip(bases);
+            let params = DepthwiseParams {
+                in_base: at(from, bases),
+                in_stride: from.stride as u32 / 4,
+                in_width: input.w as u32,
+                in_height: input.h as u32,
+                out_base: at(out, bases),
+                out_stride: out.stride as u32 / 4,
+                out_width: output.w as u32,
+                out_height: output.h as u32,
+                out_words: words as u32,
+                kernel_h: kernel[0] as u32,
+                kernel_w: kernel[1] as u32,
+                stride_h: strides[0] as u32,
+                stride_w: strides[1] as u32,
+                dilation_h: dilations[0] as u32,
+                dilation_w: dilations[1] as u32,
+                top: before[0] as u32,
+                left: before[1] as u32,
+                pad,
+                weights,
+                bias,
+                multiplier,
+                zero: target.zero.into(),
+                low: target.low.into(),
+                high: target.high.into(),
+                table,
+                join: join.kind,
+                join_a: join.a,
+                join_b: join.b,
+                join_c: join.c,
+                join_shift: join.shift,
+                join_low: join.low,
+                join_high: join.high,
+                join_table: join.table,
+                skip_base,
+                skip_stride,
+                skip_first,
+            };
+            params.words()
+        });
+    }
+
+    fn dense(&mut self, what: &Convolution<'_>, from: Spot, out: Spot, ending: Ending) -> Option<()> {
+        let Convolution { filters, input, output, kernel, strides, dilations, before, groups, .. } = *what;
+        let (taps, words, pixels) = (kernel[0] * kernel[1], out.words(), output.pixels());
         let quads = from.in_quads() && input.c >= 16;
         let grouped = groups > 1;
         let (per_group_in, per_group_out) = (input.c / groups, (output.c / groups).max(1));
@@ -91,28 +119,35 @@ impl Lowering {
             if grouped { (last / per_group_out + 1) * per_group_in } else { input.c }
         };
         let depth = (0..words).map(|column| (end(column) - first(column)).div_ceil(unit)).max()?;
-        let (across, side): (usize, usize) = match (grouped, words) {
-            (true, _) => (4, 1),
-            (false, words) if words >= 8 => (4, 2),
-            (false, _) => (4, 1),
-        };
-        let columns = words.div_ceil(side);
         let pointwise =
             kernel == [1, 1] && strides == [1, 1] && before == [0, 0] && input.pixels() == pixels && !grouped;
-        let packed =
-            self.constants.convolution(filters, taps, groups, depth * unit / 4, columns * side, first);
+        let variant = if grouped {
+            Variant::Convolution { pixels: 4, out: 1, quads, pointwise, grouped, split: 1 }
+        } else {
+            self.choices.choose(Task::Convolution { pixels, words, taps, depth, quads, pointwise })
+        };
+        let Variant::Convolution { pixels: across, out: side, .. } = variant else { return None };
+        let columns = words.div_ceil(side as usize);
+        let packed = self.constants.convolution(
+            filters,
+            taps,
+            groups,
+            depth * unit / 4,
+            columns * side as usize,
+            first,
+        );
         let Packed { weights, bias, multiplier } = packed;
         let starts = if grouped {
-            let start = |column: usize| (first(column) / unit) as u32;
-            self.constants.list((0..words).map(start).collect())
+            self.constants.list((0..words).map(|column| (first(column) / unit) as u32).collect())
         } else {
             NONE
         };
-        let variant =
-            Variant::Convolution { pixels: across as u32, out: side as u32, quads, pointwise, grouped };
-        let threads = columns * pixels.div_ceil(across);
-        let per_unit = if quads { 4 } else { 1 };
-        self.push(variant, threads, &touches, move |bases| {
+        let pad = if pointwise { from } else { self.pad(what.zero, depth * unit) };
+        let tiles = columns * pixels.div_ceil(across as usize);
+        let per_unit = unit as u32 / 4;
+        self.push(variant, tiles, &[from, out, ending.skip], move |bases| {
+            let Ending { target, table, join, skip_first, .. } = ending;
+            let (skip_base, skip_stride) = ending.skip(bases);
             let params = ConvolutionParams {
                 in_base: at(from, bases) / per_unit,
                 in_stride: from.stride as u32 / 4 / per_unit,
@@ -133,7 +168,7 @@ impl Lowering {
                 dilation_w: dilations[1] as u32,
                 top: before[0] as u32,
                 left: before[1] as u32,
-                pad: word_of(zero),
+                pad_base: at(pad, bases) / per_unit,
                 weights,
                 bias,
                 multiplier,
@@ -150,8 +185,8 @@ impl Lowering {
                 join_low: join.low,
                 join_high: join.high,
                 join_table: join.table,
-                skip_base: at(skip, bases),
-                skip_stride: skip.stride as u32 / 4,
+                skip_base,
+                skip_stride,
                 skip_first,
             };
             params.words()

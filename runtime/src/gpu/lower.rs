@@ -8,6 +8,7 @@ use andon_shaders::{
 };
 
 use super::{
+    choice::{Choices, Task},
     constants::{Constants, JoinFields},
     exact,
     layout::{Layout, Spot},
@@ -23,8 +24,8 @@ pub(crate) type Bases<'a> = &'a [usize];
 /// One dispatch.
 pub(crate) struct Job {
     pub(crate) variant: Variant,
-    /// Threads that have something to do.
-    pub(crate) threads: usize,
+    /// What threads, or as many as share one, do one by one.
+    pub(crate) tiles: usize,
     pub(crate) params: Box<dyn Fn(Bases<'_>) -> Vec<u32> + Send>,
     /// Buffers that it reads or writes.
     pub(crate) touches: Vec<usize>,
@@ -38,6 +39,9 @@ pub(crate) struct Lowering {
     pub(crate) jobs: Vec<Job>,
     /// Bytes of each buffer: the plan's, then those that only the GPU needs.
     pub(crate) sizes: Vec<usize>,
+    /// Bytes that lie around the input of convolutions, and the buffers that hold nothing else.
+    pub(crate) pads: Vec<(u8, usize)>,
+    pub(super) choices: Choices,
     step: usize,
 }
 
@@ -69,9 +73,27 @@ pub(super) fn word_of(byte: u8) -> u32 {
 }
 
 impl Lowering {
-    pub(crate) fn new(layout: Layout) -> Self {
+    pub(crate) fn new(layout: Layout, choices: Choices) -> Self {
         let sizes = layout.sizes.clone();
-        Self { layout, constants: Constants::default(), jobs: vec![], sizes, step: 0 }
+        let constants = Constants::default();
+        Self { layout, constants, jobs: vec![], sizes, pads: vec![], choices, step: 0 }
+    }
+
+    /// So many bytes that are all the same, whatever runs.
+    pub(super) fn pad(&mut self, byte: u8, bytes: usize) -> Spot {
+        let bytes = bytes.next_multiple_of(16);
+        let shape = Shape { h: 1, w: 1, c: bytes };
+        let known = self.pads.iter().find(|(own, _)| *own == byte).map(|(_, buffer)| *buffer);
+        let spot = match known {
+            Some(buffer) => Spot::whole(buffer, shape),
+            None => {
+                let spot = self.buffer(shape);
+                self.pads.push((byte, spot.buffer));
+                spot
+            }
+        };
+        self.sizes[spot.buffer] = self.sizes[spot.buffer].max(bytes);
+        spot
     }
 
     pub(crate) fn buffer(&mut self, shape: Shape) -> Spot {
@@ -83,12 +105,12 @@ impl Lowering {
     pub(super) fn push(
         &mut self,
         variant: Variant,
-        threads: usize,
+        tiles: usize,
         touches: &[Spot],
         params: impl Fn(Bases<'_>) -> Vec<u32> + Send + 'static,
     ) {
         let touches = touches.iter().map(|spot| spot.buffer).collect();
-        self.jobs.push(Job { variant, threads, params: Box::new(params), touches, step: self.step });
+        self.jobs.push(Job { variant, tiles, params: Box::new(params), touches, step: self.step });
     }
 
     /// Whether the step can run on the GPU; then its jobs are there.
@@ -100,12 +122,13 @@ impl Lowering {
         output: &Place,
     ) -> bool {
         self.step = step;
-        let (jobs, sizes) = (self.jobs.len(), self.sizes.len());
+        let (jobs, sizes, pads) = (self.jobs.len(), self.sizes.len(), self.pads.len());
         let inputs: Vec<Spot> = inputs.iter().map(|place| self.layout.spot(place)).collect();
         let to = self.layout.spot(output);
         if self.described(description, &inputs, to).is_none() {
             self.jobs.truncate(jobs);
             self.sizes.truncate(sizes);
+            self.pads.truncate(pads);
             return false;
         }
         true
@@ -343,8 +366,8 @@ impl Lowering {
 
     fn mean(&mut self, from: Spot, out: Spot, stairs: u32) {
         let (words, pixels) = (out.words(), from.shape.pixels());
-        let parts = 8;
-        self.push(Variant::Mean { parts }, words * parts as usize, &[from, out], move |bases| {
+        let variant = self.choices.choose(Task::Mean { pixels, words });
+        self.push(variant, words, &[from, out], move |bases| {
             let params = MeanParams {
                 in_base: at(from, bases),
                 in_stride: from.stride as u32 / 4,

@@ -4,13 +4,14 @@
 //! where; steps without a kernel run on the CPU, between two submissions. All activations lie in one buffer, all that never
 //! changes in another; a phase is one pass and one submission. Whatever a driver does is an error of that run.
 
+mod choice;
 mod constants;
 mod convolution;
 pub(crate) mod device;
 mod exact;
 mod layout;
 mod lower;
-mod probe;
+#[cfg(test)]
 mod profile;
 mod program;
 mod run;
@@ -18,15 +19,14 @@ mod run;
 mod tests;
 mod trusted;
 
+use choice::Choices;
 use device::{Checks, Device, chosen};
-pub use probe::{GpuAdapter, GpuPeaks, gpus};
-
 use program::Program;
 use run::Memory;
 
 use crate::{
     cpu::{Cpu, Isa, Sketch, StepKind, StepSummary, Summary, describe::Sources},
-    engine::{Engine, StepTime, guarded},
+    engine::{Engine, guarded},
     graph::{Graph, ValueId},
     shape::Shapes,
     tensor::Tensor,
@@ -57,7 +57,8 @@ impl Gpu {
             let why = sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into());
             return Err(format!("it has no int8 steps: {why}"));
         }
-        Self::of(sketch.build(threads)?, device)
+        let choices = Choices::of(device.info.device_type);
+        Self::of(sketch.build(threads)?, device, choices)
     }
 
     /// On the adapter that the environment names, else on the best.
@@ -77,8 +78,8 @@ impl Gpu {
     }
 
     /// `cpu`: a plan whose steps have kept what they were made from.
-    pub(crate) fn of(cpu: Cpu, mut device: Device) -> Result<Self, String> {
-        let (program, cpu) = Program::new(cpu)?;
+    pub(crate) fn of(cpu: Cpu, mut device: Device, choices: Choices) -> Result<Self, String> {
+        let (program, cpu) = Program::new(cpu, choices)?;
         for dispatch in program.phases.iter().flat_map(|phase| &phase.dispatches) {
             device.prepare(dispatch.variant)?;
         }
@@ -150,9 +151,5 @@ impl Engine for Gpu {
 
     fn arena_bytes(&self) -> Option<usize> {
         Some(self.program.arena_bytes)
-    }
-
-    fn profile(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
-        guarded(|| self.profiled(inputs))
     }
 }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use andon_shaders::Variant;
 
 use super::{
+    choice::Choices,
     layout::{Layout, Spot},
     lower::{Job, Lowering},
 };
@@ -48,6 +49,8 @@ pub(crate) struct Program {
     pub(crate) phases: Vec<Phase>,
     pub(crate) constants: Vec<u32>,
     pub(crate) arena_bytes: usize,
+    /// Stretches of the arena that hold one byte for good: where they begin, how long they are, the byte as it lies there.
+    pub(crate) fills: Vec<(usize, usize, u8)>,
     /// For each step of the plan whether the GPU runs it.
     pub(crate) on_gpu: Vec<bool>,
 }
@@ -73,9 +76,9 @@ fn dependencies(cpu: &Cpu) -> Vec<Vec<usize>> {
 
 impl Program {
     /// The program, and the plan in the order in which it runs.
-    pub(crate) fn new(cpu: Cpu) -> Result<(Self, Cpu), String> {
+    pub(crate) fn new(cpu: Cpu, choices: Choices) -> Result<(Self, Cpu), String> {
         let touched = cpu.touched();
-        let mut lowering = Lowering::new(Layout::new(&cpu.buffer_sizes(), &touched));
+        let mut lowering = Lowering::new(Layout::new(&cpu.buffer_sizes(), &touched), choices);
         // Jobs in the plan's order; which of a step's they are is in each.
         let mut on_gpu = Vec::with_capacity(touched.len());
         for (at, step) in touched.iter().enumerate() {
@@ -132,7 +135,9 @@ impl Program {
         for job in jobs {
             draft[phase_of[job.step]].jobs.push(job);
         }
-        let (places, arena_bytes) = arrange(&lowering.sizes, &lifetimes(&draft, lowering.sizes.len()));
+        let mut lives = lifetimes(&draft, lowering.sizes.len());
+        lowering.pads.iter().for_each(|(_, buffer)| lives[*buffer] = 0..usize::MAX);
+        let (places, arena_bytes) = arrange(&lowering.sizes, &lives);
         let arena_bytes = (arena_bytes + SLACK).next_multiple_of(16);
         if arena_bytes > u32::MAX as usize {
             return Err("its activations are too large for a GPU".into());
@@ -151,7 +156,9 @@ impl Program {
         let mut constants = lowering.constants.words;
         // No buffer may be empty, and kernels read whole groups.
         constants.resize((constants.len() + 4).next_multiple_of(4), 0);
-        Ok((Self { phases, constants, arena_bytes, on_gpu }, cpu.reordered(&order)))
+        let fill = |(byte, buffer): &(u8, usize)| (bases[*buffer], lowering.sizes[*buffer], byte ^ 0x80);
+        let fills = lowering.pads.iter().map(fill).collect();
+        Ok((Self { phases, constants, arena_bytes, fills, on_gpu }, cpu.reordered(&order)))
     }
 }
 
@@ -218,7 +225,8 @@ fn lifetimes(drafts: &[Draft], count: usize) -> Vec<std::ops::Range<usize>> {
 }
 
 fn dispatch(job: Job, bases: &[usize], number: &HashMap<usize, usize>) -> Dispatch {
-    let groups = (job.threads as u32).div_ceil(job.variant.lanes()).max(1);
+    let at_once = job.variant.lanes() / job.variant.sharers();
+    let groups = (job.tiles as u32).div_ceil(at_once).max(1);
     // As even as can be, so that few run for nothing.
     let rows = groups.div_ceil(andon_shaders::Limits::WORKGROUPS);
     let workgroups = [groups.div_ceil(rows), rows];

@@ -1,0 +1,118 @@
+//! Which variant of a kernel runs a step: [`Choices`]. All variants of a [`Task`] give the same bytes; what is chosen here
+//! without measuring depends on how many threads it takes to fill the GPU.
+
+use std::collections::HashMap;
+
+use andon_shaders::Variant;
+
+/// What a step asks of a kernel that has variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Task {
+    /// `words` of output channels; `depth`: what a tap reads of a pixel, in words or groups of four of them.
+    Convolution {
+        pixels: usize,
+        words: usize,
+        taps: usize,
+        depth: usize,
+        quads: bool,
+        pointwise: bool,
+    },
+    Depthwise {
+        rows: usize,
+        columns: usize,
+        words: usize,
+        window: Option<[u32; 3]>,
+    },
+    Mean {
+        pixels: usize,
+        words: usize,
+    },
+}
+
+impl Task {
+    /// All that can run it.
+    pub(crate) fn variants(&self) -> Vec<Variant> {
+        match *self {
+            Self::Convolution { pixels, words, depth, quads, pointwise, .. } => {
+                let fits = |variant: &Variant| match variant {
+                    Variant::Convolution { pixels: p, out, split, .. } => {
+                        *p as usize <= pixels.next_power_of_two()
+                            && *out as usize <= words.next_power_of_two()
+                            && (*split == 1 || *split as usize <= depth)
+                    }
+                    _ => false,
+                };
+                Variant::convolutions(quads, pointwise).into_iter().filter(fits).collect()
+            }
+            Self::Depthwise { window: None, .. } => vec![Variant::Depthwise { pixels: 1, window: None }],
+            Self::Depthwise { window, .. } => {
+                [4, 2, 1].map(|pixels| Variant::Depthwise { pixels, window }).to_vec()
+            }
+            Self::Mean { .. } => [8, 1].map(|parts| Variant::Mean { parts }).to_vec(),
+        }
+    }
+}
+
+/// How variants are chosen.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Choices {
+    /// What was measured.
+    pub(crate) known: HashMap<Task, Variant>,
+    /// Threads that keep the GPU busy; what has fewer is shared by more.
+    pub(crate) threads: usize,
+    /// Number of a task's variant, for tests that go through all.
+    pub(crate) forced: Option<usize>,
+}
+
+impl Choices {
+    /// What is known of a GPU by its kind alone.
+    pub(crate) fn of(kind: wgpu::DeviceType) -> Self {
+        let threads = match kind {
+            wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => 1 << 16,
+            wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 12,
+            wgpu::DeviceType::Cpu => 1,
+        };
+        Self { threads, ..Default::default() }
+    }
+
+    pub(crate) fn choose(&self, task: Task) -> Variant {
+        let variants = task.variants();
+        if let Some(number) = self.forced {
+            return variants[number % variants.len()];
+        }
+        if let Some(known) = self.known.get(&task).filter(|known| variants.contains(known)) {
+            return *known;
+        }
+        match task {
+            Task::Convolution { pixels, words, depth, quads, pointwise, .. } => {
+                let tiles = |p: usize, o: usize| pixels.div_ceil(p) * words.div_ceil(o);
+                // As much as a thread can keep in registers, as long as there are enough of them.
+                let sizes = [(4, 2), (4, 1), (2, 1), (1, 1)];
+                let fits = |(p, o): &(usize, usize)| {
+                    *p <= pixels.next_power_of_two() && *o <= words.next_power_of_two()
+                };
+                let enough = |(p, o): &(usize, usize)| tiles(*p, *o) * depth.min(16) >= self.threads;
+                let fitting: Vec<(usize, usize)> = sizes.into_iter().filter(fits).collect();
+                let size =
+                    fitting.iter().find(|size| enough(size)).or(fitting.iter().rfind(|s| s.0 * s.1 >= 4));
+                let (p, o) = size.or(fitting.first()).copied().unwrap_or((1, 1));
+                let mut split = 1;
+                while split < 16 && 2 * split <= depth && tiles(p, o) * split < self.threads {
+                    split *= 2;
+                }
+                let (pixels, out) = (p as u32, o as u32);
+                Variant::Convolution { pixels, out, quads, pointwise, grouped: false, split: split as u32 }
+            }
+            Task::Depthwise { rows, columns, words, .. } => {
+                let enough = |variant: &&Variant| match variant {
+                    Variant::Depthwise { pixels, .. } => {
+                        rows * columns.div_ceil(*pixels as usize) * words >= self.threads
+                    }
+                    _ => false,
+                };
+                variants.iter().find(enough).or(variants.last()).copied().unwrap_or(variants[0])
+            }
+            Task::Mean { .. } => variants[usize::from(self.threads <= 1)],
+        }
+    }
+}

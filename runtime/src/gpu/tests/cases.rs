@@ -1,0 +1,277 @@
+//! Small networks of one operator or a few, the same every time: odd channels, images of one pixel, extreme zero points,
+//! sums that saturate, windows that hang over.
+
+use crate::{
+    Model,
+    fixtures::{self, quantise},
+    onnx::{DataType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto},
+};
+
+/// xorshift64: Marsaglia 2003.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 16
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+
+    fn zero(&mut self) -> u8 {
+        let any = self.next() as u8;
+        self.pick(&[0, 255, 128, any])
+    }
+}
+
+fn frame(dims: &[usize], zero: u8) -> GraphProto {
+    let mut graph = GraphProto {
+        name: "case".into(),
+        input: vec![ValueInfoProto::new("x", DataType::Float, dims)],
+        output: vec![ValueInfoProto { name: "y.q".into(), r#type: None }],
+        ..Default::default()
+    };
+    quantise(&mut graph, "x", 0.02, zero);
+    graph
+}
+
+fn done(graph: GraphProto) -> Model {
+    fixtures::model(ModelProto::new(graph, 17))
+}
+
+/// A convolution from `from.f` to `to`, of weights that reach both ends of s8.
+fn convolution(
+    graph: &mut GraphProto,
+    random: &mut Random,
+    [from, to]: [&str; 2],
+    [channels, outputs, groups]: [usize; 3],
+    kernel: [usize; 2],
+) -> NodeProto {
+    let depth = channels / groups * kernel[0] * kernel[1];
+    let weights: Vec<i8> = (0..outputs * depth)
+        .map(|_| {
+            let any = random.next() as i8;
+            random.pick(&[any, any, -128, 127])
+        })
+        .collect();
+    let spread = 0.4 / (depth as f32).sqrt();
+    let scales: Vec<f32> = (0..outputs).map(|_| spread * (1 + random.below(40)) as f32 * 0.0013).collect();
+    let bias: Vec<i32> = (0..outputs).map(|_| random.next() as i32 >> 16).collect();
+    let dims = [outputs, channels / groups, kernel[0], kernel[1]];
+    let name = |part: &str| format!("{to}.{part}");
+    let input_scale = graph.initializer.iter().find(|t| t.name == format!("{from}.scale")).unwrap();
+    let [input_scale] = input_scale.to_f32().unwrap()[..] else { panic!("one scale") };
+    let bias_scales: Vec<f32> = scales.iter().map(|s| s * input_scale).collect();
+    let n = [outputs];
+    graph.initializer.extend([
+        TensorProto::i8(&name("w"), &dims, &weights),
+        TensorProto::f32(&name("w.scale"), &n, &scales),
+        TensorProto::i8(&name("w.zero"), &n, &vec![0; outputs]),
+        TensorProto::i32(&name("b"), &n, &bias),
+        TensorProto::f32(&name("b.scale"), &n, &bias_scales),
+        TensorProto::i32(&name("b.zero"), &n, &vec![0; outputs]),
+    ]);
+    for part in ["w", "b"] {
+        let [q, scale, zero, f] = ["", ".scale", ".zero", ".f"].map(|end| name(&format!("{part}{end}")));
+        let node = NodeProto::new("DequantizeLinear", "", [&*q, &scale, &zero], [&*f]).with_int("axis", 0);
+        graph.node.push(node);
+    }
+    let inputs = [format!("{from}.f"), name("w.f"), name("b.f")];
+    let inputs = inputs.each_ref().map(String::as_str);
+    NodeProto::new("Conv", to, inputs, [to]).with_int("group", groups as i64)
+}
+
+fn ints(values: &[usize]) -> Vec<i64> {
+    values.iter().map(|v| *v as i64).collect()
+}
+
+/// One convolution of any kind, with an activation or without.
+pub(super) fn convolution_case(seed: u64) -> Model {
+    let random = &mut Random::new(seed);
+    let groups = random.pick(&[1, 1, 1, 1, 2, 3, 7]);
+    let (own, per_group) =
+        (random.pick(&[1, 2, 3, 4, 5, 8, 16, 17, 33, 48]), random.pick(&[1, 2, 3, 4, 6, 8, 19, 64]));
+    let depthwise = random.below(4) == 0;
+    let (channels, outputs, groups) = if depthwise {
+        let channels = random.pick(&[1, 2, 3, 4, 7, 16, 30, 64]);
+        (channels, channels, channels)
+    } else {
+        (own * groups, per_group * groups, groups)
+    };
+    let size: [usize; 2] = [random.pick(&[1, 2, 5, 7, 12]), random.pick(&[1, 3, 6, 7, 13])];
+    let kernels: [[usize; 2]; 8] = [[1, 1], [1, 1], [3, 3], [3, 3], [5, 5], [1, 4], [2, 3], [7, 7]];
+    let kernel = random.pick(&kernels);
+    let strides = random.pick(&[[1, 1], [1, 1], [2, 2], [1, 2], [3, 1]]);
+    let dilations = if kernel == [1, 1] { [1, 1] } else { random.pick(&[[1, 1], [1, 1], [2, 1], [2, 2]]) };
+    let reach = |d: usize| (kernel[d] - 1) * dilations[d];
+    // At least as much padding as a window needs to fit at all.
+    let pad = |d: usize, random: &mut Random| {
+        let least: usize = (reach(d) + 1usize).saturating_sub(size[d]);
+        let before = random.below(reach(d) + 1).max(least.div_ceil(2));
+        [before, random.below(reach(d) + 1).max(least - before.min(least))]
+    };
+    let ([top, bottom], [left, right]) = (pad(0, random), pad(1, random));
+    let mut graph = frame(&[1, channels, size[0], size[1]], random.zero());
+    let clips = random.below(3) == 0;
+    let to = if clips { "c" } else { "y" };
+    let node = convolution(&mut graph, random, ["x", to], [channels, outputs, groups], kernel);
+    graph.node.push(
+        node.with_ints("strides", &ints(&strides))
+            .with_ints("dilations", &ints(&dilations))
+            .with_ints("pads", &ints(&[top, left, bottom, right])),
+    );
+    if clips {
+        graph.node.push(NodeProto::new("Relu", "relu", ["c"], ["y"]));
+    }
+    let scale = random.pick(&[0.01, 0.05, 0.0004]);
+    quantise(&mut graph, "y", scale, random.zero());
+    done(graph)
+}
+
+/// Two convolutions with a skip connection around the second, and what comes behind it.
+pub(super) fn residual_case(seed: u64) -> Model {
+    let random = &mut Random::new(seed);
+    let channels = random.pick(&[1, 3, 4, 16, 24, 40]);
+    let kernel = random.pick(&[[1, 1], [3, 3]]);
+    let pads = vec![(kernel[0] / 2) as i64; 4];
+    let mut graph = frame(&[1, channels, 5, 6], random.zero());
+    let node = convolution(&mut graph, random, ["x", "a"], [channels, channels, 1], kernel);
+    graph.node.push(node.with_ints("pads", &pads));
+    quantise(&mut graph, "a", 0.03, random.zero());
+    let node = convolution(&mut graph, random, ["a", "b"], [channels, channels, 1], kernel);
+    graph.node.push(node.with_ints("pads", &pads));
+    quantise(&mut graph, "b", random.pick(&[0.041, 0.0173]), random.zero());
+    let inputs = random.pick(&[["a.f", "b.f"], ["b.f", "a.f"]]);
+    graph.node.push(NodeProto::new("Add", "sum", inputs, ["s"]));
+    let after = random.pick(&["Relu", "Sigmoid", "Identity"]);
+    graph.node.push(NodeProto::new(after, "after", ["s"], ["y"]));
+    quantise(&mut graph, "y", random.pick(&[0.049, 0.0211]), random.zero());
+    done(graph)
+}
+
+/// What else there is: from `x.f`, of that many channels, to `y`.
+pub(super) const OPERATORS: [&str; 23] = [
+    "MaxPool",
+    "GlobalMaxPool",
+    "GlobalAveragePool",
+    "ReduceMean",
+    "Resize",
+    "Concat",
+    "Concat of convolutions",
+    "Split",
+    "Slice",
+    "Transpose",
+    "Pad",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Mul",
+    "Sub",
+    "Gate",
+    "Sigmoid",
+    "PRelu",
+    "Gemm",
+    "AveragePool",
+    "Softmax",
+    "Linear resize",
+    "Flatten",
+];
+
+pub(super) fn operator_case(name: &str, seed: u64) -> Model {
+    let random = &mut Random::new(seed);
+    let mut c: usize = random.pick(&[1, 3, 4, 6, 16, 21, 32]);
+    let (h, w) = (random.pick(&[1, 4, 7]), random.pick(&[2, 5, 8]));
+    if matches!(name, "Split" | "DepthToSpace" | "Slice") {
+        c = c.next_multiple_of(4) + 4;
+    }
+    let (h, w) = if name == "SpaceToDepth" { (2 * h, 2 * w) } else { (h, w) };
+    let mut graph = frame(&[1, c, h, w], random.zero());
+    let op = |operator: &str, inputs: &[&str]| NodeProto::new(operator, "n", inputs.iter().copied(), ["y"]);
+    let mut fixed = |tensor: TensorProto| graph.initializer.push(tensor);
+    let slopes: Vec<f32> = (0..c).map(|i| i as f32 * 0.04 - 0.3).collect();
+    fixed(TensorProto::f32("slopes", &[c, 1, 1], &slopes));
+    fixed(TensorProto::f32("scales", &[4], &[1.0, 1.0, 2.0, 2.0]));
+    fixed(TensorProto::i64("pads", &[8], &[0, 0, 1, 0, 0, 0, 2, 1]));
+    fixed(TensorProto::i64("sizes", &[2], &[1, c as i64 - 1]));
+    fixed(TensorProto::i64("cut", &[2], &[1, 1]));
+    fixed(TensorProto::i64("end", &[2], &[c as i64 - 1, i64::MAX]));
+    fixed(TensorProto::i64("axes", &[2], &[1, 3]));
+    let nodes = match name {
+        "MaxPool" => {
+            let window = op("MaxPool", &["x.f"]).with_ints("kernel_shape", &[3, 2]);
+            vec![window.with_ints("strides", &[2, 1]).with_ints("pads", &[1, 1, 1, 0])]
+        }
+        "AveragePool" => {
+            let window = op("AveragePool", &["x.f"]).with_ints("kernel_shape", &[2, 2]);
+            vec![window.with_ints("strides", &[1, 2]).with_ints("pads", &[1, 0, 0, 1])]
+        }
+        "GlobalMaxPool" | "GlobalAveragePool" | "Sigmoid" | "Flatten" => vec![op(name, &["x.f"])],
+        "ReduceMean" => vec![op(name, &["x.f"]).with_ints("axes", &[2, 3])],
+        "Softmax" => vec![op(name, &["x.f"]).with_int("axis", 1)],
+        "Resize" | "Linear resize" => {
+            let node = op("Resize", &["x.f", "", "scales"]);
+            let node = node.with_string("mode", if name == "Resize" { "nearest" } else { "linear" });
+            let mode = if name == "Resize" { "asymmetric" } else { "half_pixel" };
+            let node = node.with_string("coordinate_transformation_mode", mode);
+            vec![if name == "Resize" { node.with_string("nearest_mode", "floor") } else { node }]
+        }
+        "Concat" => vec![op("Concat", &["x.f", "x.f"]).with_int("axis", 1)],
+        "Split" => vec![
+            NodeProto::new("Split", "s", ["x.f", "sizes"], ["a", "b"]).with_int("axis", 1),
+            op("Concat", &["b", "x.f", "a"]).with_int("axis", 1),
+        ],
+        "Slice" => vec![op("Slice", &["x.f", "cut", "end", "axes"])],
+        "Transpose" => vec![op("Transpose", &["x.f"]).with_ints("perm", &[0, 3, 1, 2])],
+        "Pad" => {
+            fixed(TensorProto::f32("nothing", &[], &[0.0]));
+            vec![op("Pad", &["x.f", "pads", "nothing"])]
+        }
+        "DepthToSpace" | "SpaceToDepth" => vec![op(name, &["x.f"]).with_int("blocksize", 2)],
+        "Sub" | "Mul" => vec![
+            NodeProto::new("MaxPool", "m", ["x.f"], ["m"])
+                .with_ints("kernel_shape", &[3, 3])
+                .with_ints("pads", &[1, 1, 1, 1]),
+            op(name, &["x.f", "m"]),
+        ],
+        "Gate" => vec![NodeProto::new("GlobalMaxPool", "g", ["x.f"], ["g"]), op("Mul", &["x.f", "g"])],
+        "PRelu" => vec![op(name, &["x.f", "slopes"])],
+        _ => vec![],
+    };
+    graph.node.extend(nodes);
+    match name {
+        "Concat of convolutions" => {
+            let outputs = [random.pick(&[1, 3, 4]), random.pick(&[2, 5, 16]), random.pick(&[1, 7, 8])];
+            let (scale, zero) = (0.03, random.zero());
+            for (i, outputs) in outputs.into_iter().enumerate() {
+                let to = format!("part{i}");
+                let node = convolution(&mut graph, random, ["x", &to], [c, outputs, 1], [1, 1]);
+                graph.node.push(node);
+                quantise(&mut graph, &to, scale, zero);
+            }
+            graph.node.push(op("Concat", &["part0.f", "part1.f", "part2.f"]).with_int("axis", 1));
+            quantise(&mut graph, "y", scale, zero);
+            return done(graph);
+        }
+        "Gemm" => {
+            let flat = NodeProto::new("GlobalMaxPool", "g", ["x.f"], ["g"]);
+            graph.node.push(flat);
+            quantise(&mut graph, "g", 0.02, 7);
+            let node = convolution(&mut graph, random, ["g", "y"], [c, 19, 1], [1, 1]);
+            graph.node.push(node);
+        }
+        _ => {}
+    }
+    quantise(&mut graph, "y", random.pick(&[0.02, 0.031, 0.11]), random.zero());
+    done(graph)
+}

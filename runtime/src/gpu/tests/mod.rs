@@ -1,0 +1,261 @@
+//! Exactness: the same bytes as on the CPU, on every adapter that there is, with checks in the shaders and without.
+//!
+//! Where there is no adapter these tests say so; `ANDON_TEST_GPU=1`, which the continuous integration sets, makes that a
+//! failure.
+
+mod cases;
+
+use super::{choice::Choices, device::adapters, *};
+use crate::{
+    Model, fixtures,
+    onnx::{DataType, Limits},
+    tensor::Data,
+};
+
+/// A device for every adapter and kind of module; the names say which went wrong. Used again and again, since drivers take
+/// their time to compile.
+fn devices() -> Vec<(String, Option<Device>)> {
+    let mut all = vec![];
+    for adapter in adapters() {
+        let info = adapter.get_info();
+        for checks in [Checks::On, Checks::Off] {
+            let device = Device::new(&adapter, checks).unwrap();
+            all.push((format!("{} {} {checks:?}", info.backend.to_str(), info.name), Some(device)));
+        }
+    }
+    if all.is_empty() {
+        let text = "no GPU and nothing that plays one: install Mesa's Vulkan and EGL drivers";
+        assert!(std::env::var("ANDON_TEST_GPU").is_err(), "{text}");
+        eprintln!("NOT TESTED: {text}");
+    }
+    all
+}
+
+/// The network's inputs, the same each time.
+fn inputs(model: &Model) -> Vec<Tensor> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    };
+    let tensor = |(dims, data_type): (Vec<usize>, Option<DataType>)| {
+        let range = 0..dims.iter().product::<usize>();
+        let data = match data_type {
+            Some(DataType::Uint8) => Data::U8(range.map(|_| next() as u8).collect()),
+            _ => Data::F32(range.map(|_| next() as f32 / u32::MAX as f32 * 5.0 - 2.5).collect()),
+        };
+        Tensor::new(dims, data).unwrap()
+    };
+    let types = model.inputs().into_iter().map(|port| port.data_type);
+    model.closed_inputs().into_iter().map(|(_, dims)| dims).zip(types).map(tensor).collect()
+}
+
+/// What of a network is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compared {
+    Outputs,
+    /// Whatever is quantised, too, which leaves less to be fused.
+    EveryByte,
+}
+
+/// Runs a network on a device; returns how many dispatches that took, and how many byte steps were left to the CPU.
+fn run_on(
+    name: &str,
+    model: &Model,
+    compared: Compared,
+    (device, own): &mut (String, Option<Device>),
+    choices: Choices,
+) -> (usize, usize) {
+    let shapes = model.shapes(&model.closed_inputs()).unwrap();
+    let mut wanted = model.wanted();
+    if compared == Compared::EveryByte {
+        let graph = model.graph();
+        for (_, node, proto) in graph.nodes() {
+            if proto.op_type == "QuantizeLinear" {
+                wanted.extend(node.outputs.iter().flatten().filter(|v| shapes.of(**v).is_some()));
+            }
+        }
+    }
+    let inputs = inputs(model);
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    let sketch = |isa, sources| Sketch::with(model.graph(), &shapes, &wanted, isa, sources).unwrap();
+    let run = |isa: Isa| sketch(isa, Sources::Dropped).build(1).unwrap().run(&inputs).unwrap();
+    let best = Isa::chosen().unwrap();
+    let expected = run(best);
+    assert_eq!(run(Isa::all()[0]), expected, "{name}: scalar");
+    let cpu = sketch(best, Sources::Kept).build(1).unwrap();
+    let mut gpu = Gpu::of(cpu, own.take().unwrap(), choices).unwrap();
+    for round in 0..2 {
+        let outputs = gpu.run(&inputs).unwrap();
+        let mut wrong = vec![];
+        for ((ours, expected), value) in outputs.iter().zip(&expected).zip(&wanted) {
+            if ours != expected {
+                let value = &model.graph().value(*value).name;
+                wrong.push(format!("{value:?} {}", difference(ours, expected)));
+            }
+        }
+        // The first of the steps in between is where it began.
+        let first = wrong.len().min(2).saturating_sub(1);
+        assert!(wrong.is_empty(), "{name}, {device}, round {round}: {}", wrong[first]);
+    }
+    let steps = gpu.cpu.summary().steps;
+    let left = steps.iter().zip(&gpu.program.on_gpu).filter(|(s, on)| s.kind == StepKind::Bytes && !**on);
+    let result = (gpu.dispatches(), left.count());
+    *own = Some(gpu.device);
+    result
+}
+
+/// Runs a network on all devices.
+fn check(name: &str, model: &Model, compared: Compared) {
+    for device in &mut devices() {
+        let choices = Choices::of(device.1.as_ref().unwrap().info.device_type);
+        let (dispatches, left) = run_on(name, model, compared, device, choices);
+        eprintln!("{name}, {}: {dispatches} dispatches, {left} steps left to the CPU", device.0);
+    }
+}
+
+/// A case on all devices, with another variant of each kernel every time.
+fn check_case(devices: &mut [(String, Option<Device>)], name: &str, number: usize, model: &Model) -> usize {
+    let mut left = 0;
+    for (i, device) in devices.iter_mut().enumerate() {
+        let forced = Some(number.wrapping_mul(31) + 7 * i);
+        left = run_on(name, model, Compared::Outputs, device, Choices { forced, ..Default::default() }).1;
+    }
+    left
+}
+
+#[test]
+fn convolutions_are_exact() {
+    let devices = &mut devices();
+    for number in 0..cases_count(24) {
+        let left = check_case(
+            devices,
+            &format!("convolution {number}"),
+            number,
+            &cases::convolution_case(number as u64),
+        );
+        assert_eq!(left, 0, "convolution {number}: left to the CPU");
+    }
+}
+
+#[test]
+fn residual_additions_are_exact() {
+    let devices = &mut devices();
+    for number in 0..cases_count(8) {
+        let left =
+            check_case(devices, &format!("residual {number}"), number, &cases::residual_case(number as u64));
+        assert_eq!(left, 0, "residual {number}: left to the CPU");
+    }
+}
+
+/// What has no kernel yet.
+const LEFT: [&str; 3] = ["AveragePool", "Softmax", "Linear resize"];
+
+#[test]
+fn other_operators_are_exact() {
+    let devices = &mut devices();
+    for name in cases::OPERATORS {
+        for number in 0..cases_count(2) {
+            let model = cases::operator_case(name, number as u64);
+            let left = check_case(devices, &format!("{name} {number}"), number, &model);
+            assert_eq!(left > 0, LEFT.contains(&name), "{name} {number}: {left} steps left to the CPU");
+        }
+    }
+}
+
+/// So many cases, or as many times more as `ANDON_TEST_TIMES` says.
+fn cases_count(count: usize) -> usize {
+    let times = std::env::var("ANDON_TEST_TIMES").ok().and_then(|t| t.parse().ok()).unwrap_or(1);
+    count * times
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> String {
+    let text = |t: &Tensor| format!("{:?}", t.data());
+    let (a, b) = (text(a), text(b));
+    let wrong = a.split(',').zip(b.split(',')).enumerate().filter(|(_, (a, b))| a != b);
+    let wrong: Vec<String> = wrong.map(|(i, (a, b))| format!("{i}: {a} for {b}")).collect();
+    format!("{} wrong: {:?}", wrong.len(), &wrong[..wrong.len().min(8)])
+}
+
+#[test]
+fn a_small_network_is_exact() {
+    for compared in [Compared::Outputs, Compared::EveryByte] {
+        check("tiny", &fixtures::model(fixtures::qdq_proto()), compared);
+    }
+}
+
+/// The networks that `cargo xtask parity` makes, where `ANDON_TEST_NETWORKS` says in which folder they lie.
+#[test]
+fn whole_networks_are_exact() {
+    let Ok(folder) = std::env::var("ANDON_TEST_NETWORKS") else { return };
+    let only = std::env::var("ANDON_TEST_ONLY").unwrap_or_default();
+    for name in ["mobilenetv2", "efficientnet_lite0", "resnet18", "resnet50", "yolov8n"] {
+        if !name.contains(&only) {
+            continue;
+        }
+        let bytes = std::fs::read(format!("{folder}/{name}.onnx")).unwrap();
+        let model = Model::load(&bytes, &Limits::default()).unwrap();
+        check(name, &model, Compared::Outputs);
+        if name == "mobilenetv2" {
+            check(name, &model, Compared::EveryByte);
+        }
+    }
+}
+
+/// Where the time goes, for people: networks of `ANDON_TEST_NETWORKS` on the adapter that `ANDON_GPU` names.
+#[test]
+fn profile() {
+    let (Ok(folder), Ok(only)) = (std::env::var("ANDON_TEST_NETWORKS"), std::env::var("ANDON_TEST_PROFILE"))
+    else {
+        return;
+    };
+    for name in only.split(',') {
+        let bytes = std::fs::read(format!("{folder}/{name}.onnx")).unwrap();
+        let model = Model::load(&bytes, &Limits::default()).unwrap();
+        let shapes = model.shapes(&model.closed_inputs()).unwrap();
+        let isa = Isa::chosen().unwrap();
+        let mut gpu = Gpu::chosen(model.graph(), &shapes, &model.wanted(), isa, 4).unwrap();
+        let inputs = inputs(&model);
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        let expected = {
+            let wanted = model.wanted();
+            let sketch = Sketch::new(model.graph(), &shapes, &wanted, isa);
+            sketch.unwrap().build(4).unwrap().run(&inputs).unwrap()
+        };
+        let ours = gpu.run(&inputs).unwrap();
+        for (ours, expected) in ours.iter().zip(&expected) {
+            println!(
+                "{name} equal: {} {}",
+                ours == expected,
+                if ours == expected { String::new() } else { difference(ours, expected) }
+            );
+        }
+        let mut times = vec![];
+        for _ in 0..200 {
+            #[expect(clippy::disallowed_methods, reason = "a look at the clock for people")]
+            let start = std::time::Instant::now();
+            gpu.run(&inputs).unwrap();
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        println!("{name}: {}; median {:?}, least {:?}", gpu.explain(), times[100], times[0]);
+        let timed = gpu.profile(&inputs, 20).unwrap();
+        let steps = gpu.cpu.summary().steps;
+        let total: f64 = timed.iter().map(|t| t.nanoseconds).sum();
+        println!("{name}: all dispatches {:.1} us", total / 1e3);
+        for t in timed {
+            let node = steps[t.step].node;
+            let macs = crate::shape::macs(model.graph(), &shapes, node).unwrap_or(0);
+            let operator = &model.graph().proto(node).op_type;
+            let shape = model.graph().node(node).outputs[0].and_then(|v| shapes.of(v)).unwrap_or(&[]);
+            let teraops = 2.0 * macs as f64 / t.nanoseconds / 1e3;
+            println!(
+                "{:8.2} us {teraops:7.2} TOPS {operator} {shape:?} {:?}",
+                t.nanoseconds / 1e3,
+                t.variant
+            );
+        }
+    }
+}
