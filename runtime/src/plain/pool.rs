@@ -37,7 +37,7 @@ impl Pool {
         }
         let mut lists = self.0.lock().ok()?;
         let at = lists.iter().position(|list| list.capacity() >= length)?;
-        (lists[at].capacity() / 2 <= length).then(|| lists.remove(at))
+        (lists[at].capacity() / 4 <= length).then(|| lists.remove(at))
     }
 
     /// Takes what a tensor consists of.
@@ -73,7 +73,7 @@ mod tests {
         pool.give(small);
         let list = pool.list(4_500);
         assert_eq!(list.as_ptr(), at_small);
-        // Half of it would lie idle.
+        // Most of it would lie idle.
         let other = pool.list(10_000);
         assert_ne!(other.as_ptr(), at_large);
         let list = pool.empty(40_000);
