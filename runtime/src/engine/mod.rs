@@ -1,5 +1,6 @@
 //! Engines: what computes a network. Each is a module here, made by one line in [`build`].
 
+mod images;
 mod qdq;
 pub(crate) mod tract;
 
@@ -37,6 +38,19 @@ pub(crate) trait Engine: Send {
 
 /// The engine asked for, or the first that does well by the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
+    // tract does batches itself.
+    if choice != EngineChoice::Tract
+        && let Some(alone) = images::alone(request)
+        && let Ok(engine) =
+            whole(choice, &Request { inputs: &alone.inputs, shapes: &alone.shapes, ..*request })
+        && engine.name() != "tract"
+    {
+        return Ok(Box::new(alone.over(engine)));
+    }
+    whole(choice, request)
+}
+
+fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
     let Request { model, inputs, shapes, outputs, threads } = *request;
     let graph = model.graph();
     let failed = |engine: &'static str, reason: String| {
