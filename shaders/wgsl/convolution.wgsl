@@ -77,6 +77,11 @@ fn main(
 #for u in 0..1 + 3 * QUADS
 #for o in 0..OUT
                 let weight_$(u)_$(o) = constant_quads[at + $(u)u * across + $(o)u];
+#end
+#end
+                // All is on its way before the first of it is needed.
+#for u in 0..1 + 3 * QUADS
+#for o in 0..OUT
 #for p in 0..PIXELS
 #if QUADS
                 sum_$(p)_$(o) += product(in_$(p)[$(u)], weight_$(u)_$(o));

@@ -97,6 +97,7 @@ impl<'a> Schedule<'a> {
             made,
         };
         schedule.need();
+        schedule.factor();
         schedule.fuse();
         schedule
     }
@@ -223,6 +224,45 @@ impl<'a> Schedule<'a> {
                 _ => {}
             }
             self.made[at].make = make;
+        }
+    }
+
+    /// Something that is only ever looked up, in several tables: if all of them follow from one, the others look up what
+    /// that one gave, so that it can join the step before it.
+    fn factor(&mut self) {
+        for at in 0..self.made.len() {
+            let Make::Table { of, table } = &self.made[at].make else { continue };
+            let (base, first) = (of.made, table.clone());
+            if self.uses[at] == 0 || self.uses[base.0] < 2 || !self.is_whole(of) {
+                continue;
+            }
+            // All that look it up, and what they look up in what the first gave.
+            let mut others: Vec<(usize, usize, [u8; 256])> = vec![];
+            for (user, made) in self.made.iter().enumerate().skip(at + 1).filter(|(u, _)| self.uses[*u] > 0) {
+                for (part, (of, table)) in lookups(&made.make).enumerate() {
+                    if of.made == base
+                        && let Some(rest) = table.and_then(|table| behind(&first, table))
+                    {
+                        others.push((user, part, rest));
+                    }
+                }
+            }
+            if others.len() + 1 != self.uses[base.0] as usize {
+                continue;
+            }
+            self.uses[base.0] = 1;
+            self.uses[at] += others.len() as u32;
+            for (user, part, rest) in others {
+                match &mut self.made[user].make {
+                    Make::Table { of, table } => (of.made, **table) = (MadeId(at), rest),
+                    Make::Concat(parts, _) => {
+                        let (of, table) = &mut parts[part];
+                        of.made = MadeId(at);
+                        *table = first.iter().any(|q| rest[usize::from(*q)] != *q).then(|| Box::new(rest));
+                    }
+                    Make::Import { .. } | Make::Step { .. } => {}
+                }
+            }
         }
     }
 
@@ -371,6 +411,30 @@ fn inputs(make: &Make) -> impl Iterator<Item = &Activation> {
         Make::Concat(parts, _) => (&[], None, parts),
     };
     some.iter().chain(one).chain(parts.iter().map(|(of, _)| of))
+}
+
+/// A part of a concatenation, and what it is looked up in first.
+type Joined = (Activation, Option<Box<[u8; 256]>>);
+
+/// What is looked up, part by part, and in which table.
+fn lookups(make: &Make) -> impl Iterator<Item = (&Activation, Option<&[u8; 256]>)> {
+    let (one, parts): (_, &[Joined]) = match make {
+        Make::Table { of, table } => (Some((of, Some(&**table))), &[]),
+        Make::Concat(parts, _) => (None, parts),
+        Make::Import { .. } | Make::Step { .. } => (None, &[]),
+    };
+    one.into_iter().chain(parts.iter().map(|(of, table)| (of, table.as_deref())))
+}
+
+/// The table that makes `all` of `first`, if one does.
+fn behind(first: &[u8; 256], all: &[u8; 256]) -> Option<[u8; 256]> {
+    let mut rest = [None; 256];
+    for (q, all) in first.iter().zip(all) {
+        if *rest[usize::from(*q)].get_or_insert(*all) != *all {
+            return None;
+        }
+    }
+    Some(rest.map(Option::unwrap_or_default))
 }
 
 /// Types that an island's border can have.
