@@ -133,7 +133,7 @@ impl Weights {
             if !multiplier.is_finite() {
                 return Err(Refusal::Form("its scales are too far apart"));
             }
-            let (negative, positive) = (sum(row, |w| w.min(0)), sum(row, |w| w.max(0)));
+            let (negative, positive) = added_up(row);
             let folded = i64::from(*bias) - i64::from(input.zero) * (negative + positive);
             // Every partial sum lies between these two.
             let (least, most) = (folded + 255 * negative, folded + 255 * positive);
@@ -167,10 +167,8 @@ impl Weights {
                 to.copy_from_slice(from);
                 continue;
             }
-            for (channel, from) in from.chunks_exact(taps).enumerate() {
-                for (tap, weight) in from.iter().enumerate() {
-                    to[tap * channels + channel] = *weight;
-                }
+            for (tap, to) in to.chunks_exact_mut(channels.max(1)).enumerate() {
+                to.iter_mut().zip(from[tap..].iter().step_by(taps)).for_each(|(to, weight)| *to = *weight);
             }
         }
         arranged
@@ -192,10 +190,16 @@ impl Weights {
     }
 }
 
-/// In parts short enough for i32, which processors add many of at once.
-fn sum(row: &[i8], part: impl Fn(i32) -> i32) -> i64 {
-    let short = |row: &[i8]| row.iter().map(|w| part(i32::from(*w))).sum::<i32>();
-    row.chunks(1 << 16).map(|row| i64::from(short(row))).sum()
+/// Of the weights below zero and of those above, in parts short enough for i16, of which processors add many at once.
+fn added_up(row: &[i8]) -> (i64, i64) {
+    let mut sums = (0, 0);
+    for part in row.chunks(256) {
+        let (negative, positive) = part.iter().fold((0i16, 0i16), |(negative, positive), w| {
+            (negative + i16::from((*w).min(0)), positive + i16::from((*w).max(0)))
+        });
+        sums = (sums.0 + i64::from(negative), sums.1 + i64::from(positive));
+    }
+    sums
 }
 
 /// One of each for each result.

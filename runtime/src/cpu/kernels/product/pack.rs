@@ -73,9 +73,11 @@ impl Matrix {
                 for (to, c) in
                     to.as_chunks_mut::<STEP>().0.iter_mut().zip(&order).filter(|(_, c)| **c < columns)
                 {
-                    let run = &column_of(*c)[r * run..][..run];
-                    let from = &run[STEP * step..(STEP * (step + 1)).min(run.len())];
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from as u8);
+                    let rest = &column_of(*c)[r * run..][STEP * step..run];
+                    *to = match rest.first_chunk::<STEP>() {
+                        Some(from) => from.map(|w| w as u8),
+                        None => std::array::from_fn(|i| rest.get(i).map_or(0, |w| *w as u8)),
+                    };
                 }
                 at += order.len() * STEP;
             }
