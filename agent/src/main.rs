@@ -31,6 +31,8 @@ enum Command {
     Explain(commands::explain::ExplainArgs),
     /// Time a network on this machine; prints one JSON line
     Bench(commands::bench::BenchArgs),
+    /// Show this machine's GPUs and measure what they can do at most
+    Gpu(commands::gpu::GpuArgs),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Infer(args) => commands::infer::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
+        Command::Gpu(args) => commands::gpu::run(&args),
     }
 }
 

@@ -25,7 +25,9 @@ pub mod shape;
 mod tensor;
 
 pub use classifier::{Classifier, ClassifierSpec, Judgement, softmax};
+pub use engine::StepTime;
 pub use explain::{Explanation, PlanStep, Row};
+pub use gpu::{GpuAdapter, GpuPeaks, gpus};
 pub use graph::{Graph, GraphError, Node, NodeId, Source, Value, ValueId};
 pub use image::{Image, ImageError, ImageLimits};
 pub use model::{LoadError, Model, Port};

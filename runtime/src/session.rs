@@ -187,6 +187,13 @@ impl Session {
         self.run_watched(inputs, &mut |_| ())
     }
 
+    /// One run, with what each step took by the engine's own clock, where it has one.
+    pub fn profile(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<crate::StepTime>, RunError> {
+        let tensors = self.checked(inputs)?;
+        let (model, engine) = (self.model.clone(), self.engine.name());
+        self.engine.profile(&tensors).map_err(|reason| RunError::Engine { model, engine, reason })
+    }
+
     /// As [`Session::run`]; `after` is told the number of each step once it has run, as [`crate::Explanation::steps`]
     /// numbers them: who has a clock learns what each costs. Engines without steps tell nothing.
     pub fn run_watched(
@@ -194,6 +201,15 @@ impl Session {
         inputs: &[(&str, Tensor)],
         after: &mut dyn FnMut(usize),
     ) -> Result<Outputs, RunError> {
+        let ordered = self.checked(inputs)?;
+        let engine = self.engine.name();
+        let failed = |reason| RunError::Engine { model: self.model.clone(), engine, reason };
+        let tensors = self.engine.run_watched(&ordered, after).map_err(failed)?;
+        Ok(Outputs(self.outputs.iter().cloned().zip(tensors).collect()))
+    }
+
+    /// The inputs in the graph's order, if they are all there and as they should be.
+    fn checked<'a>(&self, inputs: &'a [(&str, Tensor)]) -> Result<Vec<&'a Tensor>, RunError> {
         let model = || self.model.clone();
         if let Some((unknown, _)) =
             inputs.iter().find(|(name, _)| !self.inputs.iter().any(|i| i.name == *name))
@@ -216,13 +232,7 @@ impl Session {
             }
             ordered.push(tensor);
         }
-        let engine = self.engine.name();
-        let tensors = self.engine.run_watched(&ordered, after).map_err(|reason| RunError::Engine {
-            model: model(),
-            engine,
-            reason,
-        })?;
-        Ok(Outputs(self.outputs.iter().cloned().zip(tensors).collect()))
+        Ok(ordered)
     }
 }
 

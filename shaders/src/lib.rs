@@ -6,9 +6,11 @@
 //! compute the same bytes, and which is fastest is a question to the hardware. Knows no GPU library: texts and numbers only.
 
 mod params;
+mod probe;
 mod template;
 
 pub use params::*;
+pub use probe::Probe;
 
 /// What the kernels need of a device: WebGPU's lowest common denominator, OpenGL ES 3.1 with compute.
 pub struct Limits;

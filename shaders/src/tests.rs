@@ -63,6 +63,18 @@ fn vulkan_gets_the_dot_product_instruction_where_there_is_one() {
 }
 
 #[test]
+fn probes_are_valid() {
+    for probe in [Probe::Dot, Probe::F32, Probe::F16, Probe::Copy, Probe::Nothing] {
+        let module = naga::front::wgsl::parse_str(&probe.source());
+        let module = module.unwrap_or_else(|e| panic!("{probe:?}: {}", e.emit_to_string(&probe.source())));
+        let capabilities =
+            if probe == Probe::F16 { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
+        let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
+        assert!(info.is_ok(), "{probe:?}: {info:?}");
+    }
+}
+
+#[test]
 fn opengl_es_3_1_can_have_them() {
     for variant in Variant::all() {
         let (module, info) = parsed(variant);

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 mod bench_steps;
 pub(crate) mod enrol;
 pub(crate) mod explain;
+pub(crate) mod gpu;
 pub(crate) mod infer;
 mod npy;
 pub(crate) mod run;

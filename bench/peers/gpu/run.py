@@ -189,7 +189,7 @@ def main():
         def save():
             args.out.write_text(json.dumps(report, indent=1) + "\n")
 
-        code, out, error = call([program, "gpu", "--json", "--check"], 600)
+        code, out, error = call([program, "gpu", "--json"], 600)
         report["gpu"] = json.loads(out) if out.startswith("{") else {"error": f"{code}: {error[-2000:]}"}
         print(json.dumps(report["gpu"], indent=1), flush=True)
         save()

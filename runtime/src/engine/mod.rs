@@ -34,6 +34,21 @@ pub(crate) trait Engine: Send {
     fn arena_bytes(&self) -> Option<usize> {
         None
     }
+
+    /// One run, with the time that each step took where the engine has a clock of its own for them.
+    fn profile(&mut self, _inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
+        Err(format!("the engine {} measures no steps", self.name()))
+    }
+}
+
+/// What a part of a step took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepTime {
+    /// As [`crate::Explanation::steps`] numbers them.
+    pub step: usize,
+    /// What ran, for people.
+    pub kernel: String,
+    pub time: std::time::Duration,
 }
 
 /// The engine asked for, or the first that does well by the network.

@@ -73,6 +73,9 @@ fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
+/// Features that are used where they are there: times of single kernels, arithmetic in f16.
+const WELCOME: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::SHADER_F16);
+
 pub(crate) struct Device {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
@@ -99,8 +102,7 @@ impl Device {
         };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("andon"),
-            // For measuring only.
-            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            required_features: adapter.features() & WELCOME,
             required_limits,
             ..Default::default()
         };
@@ -160,7 +162,13 @@ impl Device {
         if self.pipelines.contains_key(&variant) {
             return Ok(());
         }
-        let source = variant.source()?;
+        let pipeline = self.compile(variant.source()?).map_err(|why| format!("kernel {variant:?}: {why}"))?;
+        self.pipelines.insert(variant, pipeline);
+        Ok(())
+    }
+
+    /// The pipeline of a text of ours.
+    pub(crate) fn compile(&self, source: String) -> Result<wgpu::ComputePipeline, String> {
         let scope = Scope::new(&self.device);
         let descriptor =
             wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) };
@@ -179,9 +187,8 @@ impl Device {
             },
             cache: None,
         });
-        scope.end().map_err(|why| format!("kernel {variant:?}: {why}"))?;
-        self.pipelines.insert(variant, pipeline);
-        Ok(())
+        scope.end()?;
+        Ok(pipeline)
     }
 
     pub(crate) fn pipeline(&self, variant: Variant) -> Option<&wgpu::ComputePipeline> {

@@ -11,7 +11,7 @@ pub(crate) mod device;
 mod exact;
 mod layout;
 mod lower;
-#[cfg(test)]
+mod probe;
 mod profile;
 mod program;
 mod run;
@@ -21,12 +21,14 @@ mod trusted;
 
 use choice::Choices;
 use device::{Checks, Device, chosen};
+pub use probe::{GpuAdapter, GpuPeaks, gpus};
+
 use program::Program;
 use run::Memory;
 
 use crate::{
     cpu::{Cpu, Isa, Sketch, StepKind, StepSummary, Summary, describe::Sources},
-    engine::{Engine, guarded},
+    engine::{Engine, StepTime, guarded},
     graph::{Graph, ValueId},
     shape::Shapes,
     tensor::Tensor,
@@ -151,5 +153,9 @@ impl Engine for Gpu {
 
     fn arena_bytes(&self) -> Option<usize> {
         Some(self.program.arena_bytes)
+    }
+
+    fn profile(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
+        guarded(|| self.profiled(inputs))
     }
 }

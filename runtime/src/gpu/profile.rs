@@ -1,59 +1,58 @@
-//! What each dispatch takes, by the GPU's own clock.
+//! What each dispatch takes by the GPU's own clock: a pass each, with a time before and one behind it.
 
-use std::sync::mpsc;
-
-use andon_shaders::PARAMS_BYTES;
+use std::time::Duration;
 
 use super::{
     Gpu,
-    device::{Device, Scope},
-    program::Phase,
-    run::{Memory, WAIT_MAX},
+    device::Scope,
+    run::{Memory, read},
 };
-use crate::tensor::Tensor;
-
-/// One dispatch.
-#[derive(Debug, Clone)]
-pub(crate) struct Timed {
-    pub(crate) step: usize,
-    pub(crate) variant: andon_shaders::Variant,
-    /// Median.
-    pub(crate) nanoseconds: f64,
-}
+use crate::{engine::StepTime, tensor::Tensor};
 
 impl Gpu {
-    /// Runs the network so often, each dispatch as a pass of its own between two timestamps. Errors where the GPU has none.
-    pub(crate) fn profile(&mut self, inputs: &[&Tensor], rounds: usize) -> Result<Vec<Timed>, String> {
+    /// One run. A pass a dispatch costs more than one for all, so that the sum is above what a run takes.
+    pub(super) fn profiled(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
         let Self { device, program, memory, cpu } = self;
         if !device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            return Err("the GPU has no timestamps".into());
+            return Err("the driver has no clock for single kernels".into());
         }
-        let mut all: Vec<Timed> = vec![];
+        let mut times = vec![];
         for (number, phase) in program.phases.iter().enumerate() {
             for step in &phase.steps {
                 cpu.run_step(*step, inputs)?;
             }
-            let mut times = vec![vec![]; phase.dispatches.len()];
-            for _ in 0..rounds {
-                let once = memory.time(device, number, phase)?;
-                times.iter_mut().zip(once).for_each(|(times, time)| times.push(time));
+            memory.upload(device, phase, cpu);
+            // A query set has so many places at most.
+            for first in (0..phase.dispatches.len()).step_by(PASSES_MAX) {
+                let range = first..(first + PASSES_MAX).min(phase.dispatches.len());
+                let stamps = memory.stamped(device, number, phase, range.clone())?;
+                for (dispatch, [start, end]) in phase.dispatches[range].iter().zip(stamps) {
+                    let ticks = end.saturating_sub(start) as f64;
+                    let nanoseconds = ticks * f64::from(device.queue.get_timestamp_period());
+                    let (step, kernel) = (dispatch.step, format!("{:?}", dispatch.variant));
+                    times.push(StepTime { step, kernel, time: Duration::from_nanos(nanoseconds as u64) });
+                }
             }
-            for (dispatch, mut times) in phase.dispatches.iter().zip(times) {
-                times.sort_unstable_by(f64::total_cmp);
-                let nanoseconds = times.get(times.len() / 2).copied().unwrap_or(0.0);
-                all.push(Timed { step: dispatch.step, variant: dispatch.variant, nanoseconds });
-            }
-            memory.run(device, number, phase, cpu)?;
+            let encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            memory.download(device, encoder, phase, cpu)?;
         }
         cpu.outputs(inputs)?;
-        Ok(all)
+        Ok(times)
     }
 }
 
+const PASSES_MAX: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
+
 impl Memory {
-    /// Nanoseconds that each dispatch of a phase takes, alone in a pass.
-    pub(super) fn time(&self, device: &Device, number: usize, phase: &Phase) -> Result<Vec<f64>, String> {
-        let count = phase.dispatches.len() as u32;
+    /// Runs some dispatches of a phase; for each the times before and behind it, in ticks.
+    fn stamped(
+        &self,
+        device: &super::Device,
+        number: usize,
+        phase: &super::program::Phase,
+        range: std::ops::Range<usize>,
+    ) -> Result<Vec<[u64; 2]>, String> {
+        let count = 2 * range.len() as u32;
         if count == 0 {
             return Ok(vec![]);
         }
@@ -61,46 +60,46 @@ impl Memory {
         let queries = device.device.create_query_set(&wgpu::QuerySetDescriptor {
             label: None,
             ty: wgpu::QueryType::Timestamp,
-            count: 2 * count,
+            count,
         });
-        let bytes = u64::from(16 * count);
         let buffer = |usage| {
-            let descriptor =
-                wgpu::BufferDescriptor { label: None, size: bytes, usage, mapped_at_creation: false };
-            device.device.create_buffer(&descriptor)
+            device.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: u64::from(count) * 8,
+                usage,
+                mapped_at_creation: false,
+            })
         };
-        let resolved = buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
-        let readback = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+        use wgpu::BufferUsages as Usage;
+        let resolved = buffer(Usage::QUERY_RESOLVE | Usage::COPY_SRC);
+        let readback = buffer(Usage::MAP_READ | Usage::COPY_DST);
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        for (i, dispatch) in (0u32..).zip(&phase.dispatches) {
+        for (i, at) in range.enumerate() {
+            let writes = wgpu::ComputePassTimestampWrites {
+                query_set: &queries,
+                beginning_of_pass_write_index: Some(2 * i as u32),
+                end_of_pass_write_index: Some(2 * i as u32 + 1),
+            };
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: None,
-                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                    query_set: &queries,
-                    beginning_of_pass_write_index: Some(2 * i),
-                    end_of_pass_write_index: Some(2 * i + 1),
-                }),
+                timestamp_writes: Some(writes),
             });
-            pass.set_pipeline(device.pipeline(dispatch.variant).ok_or("a kernel was not prepared")?);
-            pass.set_bind_group(0, &self.bindings, &[self.params[number] + i * PARAMS_BYTES as u32]);
-            let [x, y] = dispatch.workgroups;
-            pass.dispatch_workgroups(x, y, 1);
+            self.dispatch(&mut pass, device, number, phase, at..at + 1)?;
         }
-        encoder.resolve_query_set(&queries, 0..2 * count, &resolved, 0);
-        encoder.copy_buffer_to_buffer(&resolved, 0, &readback, 0, bytes);
-        let (done, mapped) = mpsc::channel();
-        encoder.map_buffer_on_submit(&readback, wgpu::MapMode::Read, .., move |result| {
-            done.send(result).ok();
-        });
-        let index = device.queue.submit([encoder.finish()]);
+        encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
+        encoder.copy_buffer_to_buffer(&resolved, 0, &readback, 0, u64::from(count) * 8);
         scope.end()?;
-        let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(WAIT_MAX) };
-        device.device.poll(wait).map_err(|e| e.to_string())?;
-        let mapped = mapped.try_recv().map_err(|_| "the GPU did not give its timestamps back")?;
-        mapped.map_err(|e| e.to_string())?;
-        let bytes = readback.slice(..).get_mapped_range().map_err(|e| e.to_string())?;
-        let ticks: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|t| u64::from_le_bytes(*t)).collect();
-        let period = f64::from(device.queue.get_timestamp_period());
-        Ok(ticks.as_chunks::<2>().0.iter().map(|[a, b]| b.wrapping_sub(*a) as f64 * period).collect())
+        read(
+            device,
+            encoder,
+            &readback,
+            u64::from(count) * 8,
+            || (),
+            |bytes| {
+                let (stamps, _) = bytes.as_chunks::<8>();
+                let (pairs, _) = stamps.as_chunks::<2>();
+                pairs.iter().map(|pair| pair.map(u64::from_le_bytes)).collect()
+            },
+        )
     }
 }

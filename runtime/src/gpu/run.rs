@@ -1,6 +1,6 @@
 //! Runs the phases of a program: what lies in the GPU's memory, and the way there and back.
 
-use std::{sync::mpsc, time::Duration};
+use std::{ops::Range, sync::mpsc, time::Duration};
 
 use andon_shaders::{PARAMS_BYTES, binding};
 
@@ -86,29 +86,58 @@ impl Memory {
         phase: &Phase,
         cpu: &mut Cpu,
     ) -> Result<(), String> {
-        for transfer in &phase.uploads {
-            self.staging.resize(length(transfer), 0);
-            pack(cpu, transfer, &mut self.staging);
-            device.queue.write_buffer(&self.arena, transfer.at as u64, &self.staging);
-        }
+        self.upload(device, phase, cpu);
         if phase.dispatches.is_empty() && phase.downloads.is_empty() {
             return Ok(());
         }
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         if !phase.dispatches.is_empty() {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            let mut current = None;
-            for (i, dispatch) in phase.dispatches.iter().enumerate() {
-                if current != Some(dispatch.variant) {
-                    pass.set_pipeline(device.pipeline(dispatch.variant).ok_or("a kernel was not prepared")?);
-                    current = Some(dispatch.variant);
-                }
-                let offset = self.params[number] + i as u32 * PARAMS_BYTES as u32;
-                pass.set_bind_group(0, &self.bindings, &[offset]);
-                let [x, y] = dispatch.workgroups;
-                pass.dispatch_workgroups(x, y, 1);
-            }
+            self.dispatch(&mut pass, device, number, phase, 0..phase.dispatches.len())?;
         }
+        self.download(device, encoder, phase, cpu)
+    }
+
+    pub(super) fn upload(&mut self, device: &Device, phase: &Phase, cpu: &Cpu) {
+        for transfer in &phase.uploads {
+            self.staging.resize(length(transfer), 0);
+            pack(cpu, transfer, &mut self.staging);
+            device.queue.write_buffer(&self.arena, transfer.at as u64, &self.staging);
+        }
+    }
+
+    /// Some of a phase's dispatches.
+    pub(super) fn dispatch(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        device: &Device,
+        number: usize,
+        phase: &Phase,
+        range: Range<usize>,
+    ) -> Result<(), String> {
+        let mut current = None;
+        for i in range {
+            let dispatch = &phase.dispatches[i];
+            if current != Some(dispatch.variant) {
+                pass.set_pipeline(device.pipeline(dispatch.variant).ok_or("a kernel was not prepared")?);
+                current = Some(dispatch.variant);
+            }
+            let offset = self.params[number] + i as u32 * PARAMS_BYTES as u32;
+            pass.set_bind_group(0, &self.bindings, &[offset]);
+            let [x, y] = dispatch.workgroups;
+            pass.dispatch_workgroups(x, y, 1);
+        }
+        Ok(())
+    }
+
+    /// Submits what was encoded, and brings a phase's results back.
+    pub(super) fn download(
+        &self,
+        device: &Device,
+        mut encoder: wgpu::CommandEncoder,
+        phase: &Phase,
+        cpu: &mut Cpu,
+    ) -> Result<(), String> {
         let (Some(readback), false) = (&self.readback, phase.downloads.is_empty()) else {
             device.queue.submit([encoder.finish()]);
             return device.fault().map_or(Ok(()), Err);
@@ -119,32 +148,54 @@ impl Memory {
             encoder.copy_buffer_to_buffer(&self.arena, transfer.at as u64, readback, end, bytes);
             end += bytes;
         }
-        let (done, mapped) = mpsc::channel();
-        encoder.map_buffer_on_submit(readback, wgpu::MapMode::Read, 0..end, move |result| {
-            // Whoever waited has given up if this fails.
-            done.send(result).ok();
-        });
-        let index = device.queue.submit([encoder.finish()]);
-        let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(WAIT_MAX) };
-        device.device.poll(wait).map_err(|e| e.to_string())?;
-        if let Some(fault) = device.fault() {
-            return Err(fault);
-        }
-        let mapped = mapped.try_recv().map_err(|_| "the GPU did not give its results back")?;
-        mapped.map_err(|e| e.to_string())?;
-        let bytes = readback.slice(0..end).get_mapped_range().map_err(|e| e.to_string())?;
-        let mut at = 0;
-        for transfer in &phase.downloads {
-            unpack(cpu, transfer, &bytes[at..at + length(transfer)]);
-            at += length(transfer);
-        }
-        drop(bytes);
-        readback.unmap();
-        Ok(())
+        read(
+            device,
+            encoder,
+            readback,
+            end,
+            || (),
+            |bytes| {
+                let mut at = 0;
+                for transfer in &phase.downloads {
+                    unpack(cpu, transfer, &bytes[at..at + length(transfer)]);
+                    at += length(transfer);
+                }
+            },
+        )
     }
 }
 
-fn entry(
+/// Submits what was encoded, says so, waits for it, and shows the first `end` bytes of a buffer that can be mapped.
+pub(super) fn read<T>(
+    device: &Device,
+    encoder: wgpu::CommandEncoder,
+    readback: &wgpu::Buffer,
+    end: u64,
+    submitted: impl FnOnce(),
+    show: impl FnOnce(&[u8]) -> T,
+) -> Result<T, String> {
+    let (done, mapped) = mpsc::channel();
+    encoder.map_buffer_on_submit(readback, wgpu::MapMode::Read, 0..end, move |result| {
+        // Whoever waited has given up if this fails.
+        done.send(result).ok();
+    });
+    let index = device.queue.submit([encoder.finish()]);
+    submitted();
+    let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(WAIT_MAX) };
+    device.device.poll(wait).map_err(|e| e.to_string())?;
+    if let Some(fault) = device.fault() {
+        return Err(fault);
+    }
+    let mapped = mapped.try_recv().map_err(|_| "the GPU did not give its results back")?;
+    mapped.map_err(|e| e.to_string())?;
+    let bytes = readback.slice(0..end).get_mapped_range().map_err(|e| e.to_string())?;
+    let shown = show(&bytes);
+    drop(bytes);
+    readback.unmap();
+    Ok(shown)
+}
+
+pub(super) fn entry(
     binding: u32,
     buffer: &wgpu::Buffer,
     size: Option<std::num::NonZeroU64>,
