@@ -3,10 +3,11 @@
 use andon_protocol::release::{Input, Manifest, Preprocessing};
 
 use crate::{
+    engine::GuardEvent,
     image::Image,
     model::{LoadError, Model},
     preprocess::preprocess,
-    session::{EngineChoice, RunError, Session, SessionOptions},
+    session::{RunError, Session, SessionOptions},
     tensor::Tensor,
 };
 
@@ -45,7 +46,7 @@ pub struct Classifier {
 
 impl Classifier {
     /// The classifier of a release.
-    pub fn new(model: &Model, manifest: &Manifest, engine: EngineChoice) -> Result<Self, LoadError> {
+    pub fn new(model: &Model, manifest: &Manifest, options: SessionOptions) -> Result<Self, LoadError> {
         let spec = ClassifierSpec {
             input: manifest.input.clone(),
             preprocessing: manifest.preprocessing.clone(),
@@ -53,7 +54,7 @@ impl Classifier {
             embedding: Some(manifest.outputs.embedding.clone()),
             classes: Some(manifest.labels.len()),
         };
-        Self::with_spec(model, spec, SessionOptions { engine, ..Default::default() })
+        Self::with_spec(model, spec, options)
     }
 
     /// A classifier of which only the network is known.
@@ -105,6 +106,11 @@ impl Classifier {
 
     pub fn engine(&self) -> &'static str {
         self.session.engine()
+    }
+
+    /// What happened to an engine that is guarded, since the last call.
+    pub fn take_events(&mut self) -> Vec<GuardEvent> {
+        self.session.take_events()
     }
 
     pub fn spec(&self) -> &ClassifierSpec {

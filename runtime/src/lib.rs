@@ -25,7 +25,7 @@ pub mod shape;
 mod tensor;
 
 pub use classifier::{Classifier, ClassifierSpec, Judgement, softmax};
-pub use engine::StepTime;
+pub use engine::{Clock, Failure, GuardEvent, GuardPolicy, StepTime};
 pub use explain::{Explanation, PlanStep, Row};
 pub use gpu::{GpuAdapter, GpuPeaks, gpus};
 pub use graph::{Graph, GraphError, Node, NodeId, Source, Value, ValueId};
@@ -33,7 +33,7 @@ pub use image::{Image, ImageError, ImageLimits};
 pub use model::{LoadError, Model, Port};
 pub use onnx::Limits;
 pub use preprocess::{PreprocessError, preprocess};
-pub use session::{EngineChoice, Outputs, RunError, Session, SessionOptions};
+pub use session::{EngineChoice, Guarding, Outputs, RunError, Session, SessionOptions};
 pub use tensor::{Data, ShapeError, Tensor};
 
 /// Does so many rounds of nothing but 8-bit multiply-accumulates, on one thread and the instruction set that networks run

@@ -4,7 +4,7 @@
 //! the session is made, as far as it can. A fault inside an engine, a panic included, is an error of this run.
 
 use crate::{
-    engine::{self, Engine},
+    engine::{self, Clock, Engine, GuardEvent, GuardPolicy},
     graph::ValueId,
     model::{LoadError, Model},
     onnx::DataType,
@@ -51,6 +51,15 @@ pub struct SessionOptions {
     pub input_shapes: Vec<(String, Vec<usize>)>,
     /// Values wanted beside the graph's outputs and the embedding, by name.
     pub extra_outputs: Vec<String>,
+    /// How far engine `gpu` is trusted; without, its failures are the caller's.
+    pub guarding: Option<Guarding>,
+}
+
+/// Lets another engine finish what the GPU does not, see [`GuardPolicy`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guarding {
+    pub policy: GuardPolicy,
+    pub clock: Clock,
 }
 
 impl Default for SessionOptions {
@@ -61,6 +70,7 @@ impl Default for SessionOptions {
             memory_limit_bytes: 2 << 30,
             input_shapes: vec![],
             extra_outputs: vec![],
+            guarding: None,
         }
     }
 }
@@ -108,6 +118,7 @@ pub(crate) struct Request<'a> {
     pub(crate) shapes: &'a Shapes,
     pub(crate) outputs: &'a [ValueId],
     pub(crate) threads: usize,
+    pub(crate) guarding: Option<&'a Guarding>,
 }
 
 struct Input {
@@ -156,6 +167,7 @@ impl Session {
             shapes: &shapes,
             outputs: &outputs,
             threads: options.threads,
+            guarding: options.guarding.as_ref(),
         };
         let engine = engine::build(options.engine, &request)?;
         let mut inputs = Vec::with_capacity(resolved.len());
@@ -185,6 +197,11 @@ impl Session {
     /// Computes all outputs and the embedding.
     pub fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Outputs, RunError> {
         self.run_watched(inputs, &mut |_| ())
+    }
+
+    /// What happened to an engine that is guarded, since the last call.
+    pub fn take_events(&mut self) -> Vec<GuardEvent> {
+        self.engine.take_events()
     }
 
     /// One run, with what each step took by the engine's own clock, where it has one.

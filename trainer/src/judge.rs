@@ -2,7 +2,7 @@
 //! gate compares all come from here, not from the training engine.
 
 use andon_protocol::release::{Manifest, Preprocessing};
-use andon_runtime::{Classifier, EngineChoice, Judgement, Limits, Model, Tensor};
+use andon_runtime::{Classifier, Judgement, Limits, Model, SessionOptions, Tensor};
 
 use crate::{data::Pixels, team::Team};
 
@@ -26,7 +26,7 @@ pub fn judge(
     let model = Model::load(model, &Limits::default())?;
     let share = images.len().div_ceil(team.threads()).max(1);
     let chunks = team.map(images.len().div_ceil(share), |i| {
-        let mut classifier = Classifier::new(&model, manifest, EngineChoice::default())?;
+        let mut classifier = Classifier::new(&model, manifest, SessionOptions::default())?;
         let chunk = images[i * share..].iter().take(share).enumerate();
         let judged = chunk.map(|(k, image)| {
             let tensor =

@@ -112,7 +112,8 @@ fn classifier(args: &InferArgs) -> anyhow::Result<(Classifier, Vec<String>)> {
         let path = args.model.join(MANIFEST_FILE);
         let manifest = Manifest::from_json(&read(&path, MANIFEST_BYTES_MAX)?);
         let manifest = manifest.with_context(|| format!("cannot use {}", path.display()))?;
-        let classifier = Classifier::new(&model, &manifest, args.engine.engine)?;
+        let options = SessionOptions { engine: args.engine.engine, ..Default::default() };
+        let classifier = Classifier::new(&model, &manifest, options)?;
         return Ok((classifier, manifest.labels));
     }
     let labels = args.labels.as_deref().map(read_labels).transpose()?.unwrap_or_default();

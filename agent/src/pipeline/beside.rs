@@ -47,6 +47,8 @@ pub(super) struct Judged {
     pub(super) active: Arc<Active>,
     /// `None`: a fault.
     pub(super) judgement: Option<Judgement>,
+    /// What happened to the engine meanwhile.
+    pub(super) notes: Vec<String>,
 }
 
 /// What others want of this thread; taken at the next turn.
@@ -118,6 +120,10 @@ impl Beside {
     fn frame(&mut self, judged: &Judged) {
         if self.active.as_ref().is_none_or(|active| !Arc::ptr_eq(active, &judged.active)) {
             self.switch(&judged.active);
+        }
+        for what in &judged.notes {
+            // Telemetry has no longer texts.
+            self.record(Body::Event(Event::Fault { what: what.chars().take(250).collect() }));
         }
         let before = self.watch.state();
         let plane = gray_plane(&judged.frame.image, &judged.active.manifest.input);

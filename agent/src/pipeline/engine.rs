@@ -22,6 +22,8 @@ pub(super) struct Engine {
     done: Receiver<Done>,
     /// The job that the thread has not answered yet.
     at_work_on: Option<u64>,
+    /// What happened to the engine and was not asked for yet.
+    notes: Vec<String>,
 }
 
 struct Job {
@@ -32,6 +34,7 @@ struct Job {
 struct Done {
     number: u64,
     result: Result<Judgement, Failure>,
+    notes: Vec<String>,
 }
 
 /// Why there is no judgement, with what is known about it for the log.
@@ -47,7 +50,12 @@ impl Engine {
         let (jobs, inbox) = sync_channel::<Job>(1);
         let (outbox, done) = sync_channel::<Done>(1);
         thread::Builder::new().name("engine".into()).spawn(move || work(judge, &inbox, &outbox))?;
-        Ok(Self { jobs, done, at_work_on: None })
+        Ok(Self { jobs, done, at_work_on: None, notes: vec![] })
+    }
+
+    /// What happened to the engine since the last call; it went on by itself.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     /// Judges an image, giving up at `deadline` (of `clock.elapsed()`).
@@ -90,8 +98,9 @@ impl Engine {
     fn wait(&mut self, deadline: Duration, clock: &dyn Clock) -> Result<Done, Failure> {
         let left = deadline.saturating_sub(clock.elapsed());
         match self.done.recv_timeout(left) {
-            Ok(done) => {
+            Ok(mut done) => {
                 self.at_work_on = None;
+                self.notes.append(&mut done.notes);
                 Ok(done)
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -118,7 +127,8 @@ fn work(mut judge: Box<dyn Judge>, inbox: &Receiver<Job>, outbox: &SyncSender<Do
             Ok(Err(error)) => Err(Failure { reason: Reason::EngineFailed, detail: error.to_string() }),
             Err(panic) => Err(Failure { reason: Reason::EnginePanicked, detail: panic_text(&*panic) }),
         };
-        if outbox.send(Done { number, result }).is_err() {
+        let notes = catch_unwind(AssertUnwindSafe(|| judge.take_notes())).unwrap_or_default();
+        if outbox.send(Done { number, result, notes }).is_err() {
             return;
         }
     }

@@ -185,9 +185,12 @@ impl FrameLoop {
         };
         let judged = self.judge(&ticket, &frame, identical);
         self.conclude(&ticket, frame.degraded, judged.as_ref().map_err(|reason| *reason));
-        let Some((active, _)) = &self.active else { return };
+        let Some((active, engine)) = &mut self.active else { return };
+        let notes = engine.take_notes();
+        notes.iter().for_each(|note| tracing::warn!("{note}"));
         // A fault still goes to the watch: gates look at pictures, not at verdicts.
-        let judged = Judged { ticket, frame, identical, active: Arc::clone(active), judgement: judged.ok() };
+        let judgement = judged.ok();
+        let judged = Judged { ticket, frame, identical, active: Arc::clone(active), judgement, notes };
         match self.beside.try_send(judged) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.shared.board().unwatched += 1,

@@ -66,6 +66,11 @@ pub trait Sink: Send + Sync {
 /// What judges an image: the runtime's classifier, or a test's fake.
 pub trait Judge: Send {
     fn judge(&mut self, image: &Image) -> Result<Judgement, JudgeError>;
+
+    /// What happened to the engine since the last call, for the log and for telemetry.
+    fn take_notes(&mut self) -> Vec<String> {
+        vec![]
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

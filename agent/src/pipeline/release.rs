@@ -15,9 +15,12 @@ use andon_protocol::{
     release::{MANIFEST_BYTES_MAX, MANIFEST_FILE, MODEL_FILE, Manifest, REFERENCE_FILE},
     state::Running,
 };
-use andon_runtime::{Classifier, EngineChoice, Image, Judgement, Limits, Model, onnx};
+use andon_runtime::{
+    Classifier, EngineChoice, GuardPolicy, Guarding, Image, Judgement, Limits, Model, SessionOptions, onnx,
+};
 
 use super::{Judge, JudgeError, LoadedRelease};
+use crate::clock::{Clock, SystemClock};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadReleaseError {
@@ -46,7 +49,12 @@ pub fn load_release(folder: &Path, engine: EngineChoice) -> Result<LoadedRelease
     file.let_go(&file);
     let model_error = |error| LoadReleaseError::Model { path: path.clone(), error };
     let model = Model::open(&file, &limits).map_err(model_error)?;
-    let classifier = Classifier::new(&model, &manifest, engine).map_err(model_error)?;
+    // A GPU that fails costs no frame; what happened to it is told.
+    let clock = SystemClock::new();
+    let clock = andon_runtime::Clock::new(move || clock.elapsed());
+    let guarding = Some(Guarding { policy: GuardPolicy::default(), clock });
+    let options = SessionOptions { engine, guarding, ..Default::default() };
+    let classifier = Classifier::new(&model, &manifest, options).map_err(model_error)?;
 
     let path = folder.join(REFERENCE_FILE);
     let (reference, reference_digest) = if path.exists() {
@@ -65,6 +73,10 @@ pub fn load_release(folder: &Path, engine: EngineChoice) -> Result<LoadedRelease
 impl Judge for Classifier {
     fn judge(&mut self, image: &Image) -> Result<Judgement, JudgeError> {
         self.classify(image).map_err(|error| JudgeError(error.to_string()))
+    }
+
+    fn take_notes(&mut self) -> Vec<String> {
+        self.take_events().iter().map(ToString::to_string).collect()
     }
 }
 

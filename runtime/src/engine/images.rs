@@ -265,6 +265,7 @@ mod tests {
                     shapes: &shapes,
                     outputs: &outputs,
                     threads: 1,
+                    guarding: None,
                 });
             };
             request(&|request| assert_eq!(alone(request).is_some(), expected, "{name}"));

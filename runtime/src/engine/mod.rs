@@ -1,14 +1,17 @@
 //! Engines: what computes a network. Each is a module here, made by one line in [`build`].
 
+pub(crate) mod guard;
 mod images;
 mod qdq;
 pub(crate) mod tract;
+
+pub use guard::{Clock, Failure, GuardEvent, GuardPolicy};
 
 use crate::{
     cpu::{Isa, Sketch},
     gpu::Gpu,
     model::LoadError,
-    session::{EngineChoice, Request},
+    session::{EngineChoice, Guarding, Request},
     tensor::Tensor,
 };
 
@@ -35,6 +38,11 @@ pub(crate) trait Engine: Send {
         None
     }
 
+    /// What happened since the last call, where an engine may fail and be replaced.
+    fn take_events(&mut self) -> Vec<GuardEvent> {
+        vec![]
+    }
+
     /// One run, with the time that each step took where the engine has a clock of its own for them.
     fn profile(&mut self, _inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
         Err(format!("the engine {} measures no steps", self.name()))
@@ -53,6 +61,21 @@ pub struct StepTime {
 
 /// The engine asked for, or the first that does well by the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
+    if let (EngineChoice::Gpu, Some(Guarding { policy, clock })) = (choice, request.guarding) {
+        let trusted = build(EngineChoice::Auto, request)?;
+        let (model, inputs, outputs) =
+            (request.model.clone(), request.inputs.to_vec(), request.outputs.to_vec());
+        let threads = request.threads;
+        let make = move || {
+            let shapes = model.shapes(&inputs).map_err(|e| e.to_string())?;
+            let (inputs, outputs) = (&inputs, &outputs);
+            let request =
+                Request { model: &model, inputs, shapes: &shapes, outputs, threads, guarding: None };
+            build(EngineChoice::Gpu, &request).map_err(|e| e.to_string())
+        };
+        let guard = guard::Guard::new(Box::new(make), trusted, policy.clone(), clock.clone());
+        return Ok(Box::new(guard));
+    }
     // tract does batches itself.
     if choice != EngineChoice::Tract
         && let Some(alone) = images::alone(request)
@@ -66,7 +89,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
 }
 
 fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
-    let Request { model, inputs, shapes, outputs, threads } = *request;
+    let Request { model, inputs, shapes, outputs, threads, .. } = *request;
     let graph = model.graph();
     let failed = |engine: &'static str, reason: String| {
         let model = model.name().to_owned();

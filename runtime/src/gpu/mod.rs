@@ -9,6 +9,7 @@ mod constants;
 mod convolution;
 pub(crate) mod device;
 mod exact;
+mod fault;
 mod layout;
 mod lower;
 mod probe;
@@ -21,6 +22,7 @@ mod trusted;
 
 use choice::Choices;
 use device::{Checks, Device, chosen};
+pub(crate) use fault::Fault;
 pub use probe::{GpuAdapter, GpuPeaks, gpus};
 
 use program::Program;
@@ -42,6 +44,9 @@ pub(crate) struct Gpu {
     program: Program,
     memory: Memory,
     cpu: Cpu,
+    /// That was asked for.
+    fault: Option<Fault>,
+    runs: u64,
 }
 
 impl Gpu {
@@ -53,6 +58,7 @@ impl Gpu {
         isa: Isa,
         threads: usize,
         device: Device,
+        fault: Option<Fault>,
     ) -> Result<Self, String> {
         let sketch = Sketch::with(graph, shapes, outputs, isa, Sources::Kept)?;
         if !sketch.has_byte_steps() {
@@ -60,7 +66,9 @@ impl Gpu {
             return Err(format!("it has no int8 steps: {why}"));
         }
         let choices = Choices::of(device.info.device_type);
-        Self::of(sketch.build(threads)?, device, choices)
+        fault.map_or(Ok(()), |fault| fault.memory(&device))?;
+        let gpu = Self::of(sketch.build(threads)?, device, choices)?;
+        Ok(Self { fault, ..gpu })
     }
 
     /// On the adapter that the environment names, else on the best.
@@ -74,8 +82,10 @@ impl Gpu {
         // Drivers are not ours.
         guarded(|| {
             let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
+            let fault = Fault::asked()?;
+            fault.map_or(Ok(()), Fault::adapter)?;
             let device = Device::new(&chosen()?, checks)?;
-            Self::new(graph, shapes, outputs, isa, threads, device)
+            Self::new(graph, shapes, outputs, isa, threads, device, fault)
         })
     }
 
@@ -86,7 +96,7 @@ impl Gpu {
             device.prepare(dispatch.variant)?;
         }
         let memory = Memory::new(&device, &program)?;
-        Ok(Self { device, program, memory, cpu })
+        Ok(Self { device, program, memory, cpu, fault: None, runs: 0 })
     }
 
     pub(crate) fn dispatches(&self) -> usize {
@@ -134,8 +144,10 @@ impl Engine for Gpu {
         inputs: &[&Tensor],
         after: &mut dyn FnMut(usize),
     ) -> Result<Vec<Tensor>, String> {
-        let Self { device, program, memory, cpu } = self;
+        self.runs += 1;
+        let Self { device, program, memory, cpu, fault, runs } = self;
         guarded(|| {
+            fault.iter().for_each(|fault| fault.before(*runs, device));
             for (number, phase) in program.phases.iter().enumerate() {
                 for step in &phase.steps {
                     cpu.run_step(*step, inputs)?;
@@ -147,7 +159,9 @@ impl Engine for Gpu {
                     after(dispatch.step);
                 }
             }
-            cpu.outputs(inputs)
+            let mut outputs = cpu.outputs(inputs)?;
+            fault.iter().for_each(|fault| fault.after(*runs, &mut outputs));
+            Ok(outputs)
         })
     }
 

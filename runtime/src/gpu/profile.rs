@@ -12,7 +12,7 @@ use crate::{engine::StepTime, tensor::Tensor};
 impl Gpu {
     /// One run. A pass a dispatch costs more than one for all, so that the sum is above what a run takes.
     pub(super) fn profiled(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
-        let Self { device, program, memory, cpu } = self;
+        let Self { device, program, memory, cpu, .. } = self;
         if !device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err("the driver has no clock for single kernels".into());
         }

@@ -4,7 +4,7 @@ use andon_protocol::{
     ids::Digest,
     release::{GoldenSet, Manifest},
 };
-use andon_runtime::{Classifier, EngineChoice, Image, ImageLimits, Limits, Model};
+use andon_runtime::{Classifier, Image, ImageLimits, Limits, Model, SessionOptions};
 
 use super::*;
 use crate::{evaluate::evaluate, fit::fit};
@@ -24,7 +24,7 @@ fn an_own_classifier_becomes_a_release_that_a_device_can_prove() {
 
     // What a device does at its self-test: from the files alone, the very same scores.
     let model = Model::load(&release["model.onnx"], &Limits::default()).unwrap();
-    let mut classifier = Classifier::new(&model, &manifest, EngineChoice::default()).unwrap();
+    let mut classifier = Classifier::new(&model, &manifest, SessionOptions::default()).unwrap();
     for case in &golden.cases {
         let bytes = &release[&format!("golden/{}", case.image)];
         assert_eq!(Digest::of(bytes), case.digest);

@@ -4,6 +4,7 @@
 //! failure.
 
 mod cases;
+mod faults;
 
 use super::{choice::Choices, device::adapters, *};
 use crate::{

@@ -1,0 +1,602 @@
+//! An engine that is not trusted, with one that is beside it: [`Guard`].
+//!
+//! Drivers lose devices, hang, and compute nonsense. Whatever the first engine does, each run has a result: its own, or
+//! the second engine's for the same inputs. After a failure the first engine is made anew, later each time; after a few
+//! without a good stretch between them it is blocked for good. One run in so many is computed by both and compared.
+//! Everything that happens is told ([`GuardEvent`]); the clock is given, so that tests need not wait.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError},
+    },
+    thread,
+    time::Duration,
+};
+
+use super::{Engine, guarded};
+use crate::tensor::{Data, Tensor};
+
+/// Time since some fixed moment: the runtime reads no clock itself.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl Clock {
+    pub fn new(elapsed: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(elapsed))
+    }
+
+    fn now(&self) -> Duration {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// The same clock, not the same time.
+impl PartialEq for Clock {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Clock {}
+
+/// Makes the engine that is not trusted.
+pub(crate) type Make = Box<dyn FnMut() -> Result<Box<dyn Engine>, String> + Send>;
+
+/// How far the trust goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuardPolicy {
+    /// One run in so many is compared; 0 compares none.
+    pub compare_every: u64,
+    /// A run may take so many times the usual.
+    pub patience: u32,
+    /// But no run is given up before this.
+    pub least_wait: Duration,
+    /// The very first run may take this long: drivers compile late. Later ones find an engine that was tried.
+    pub first_wait: Duration,
+    /// Wait before the engine is made anew, doubled with each failure in a row up to the most.
+    pub first_retry: Duration,
+    pub last_retry: Duration,
+    /// Failures with fewer good runs than this between them count together,
+    pub good_runs: u64,
+    /// and so many of them block the engine.
+    pub failures_max: u32,
+}
+
+impl Default for GuardPolicy {
+    fn default() -> Self {
+        Self {
+            compare_every: 1_000,
+            patience: 5,
+            least_wait: Duration::from_millis(50),
+            first_wait: Duration::from_secs(30),
+            first_retry: Duration::from_secs(1),
+            last_retry: Duration::from_secs(300),
+            good_runs: 10_000,
+            failures_max: 3,
+        }
+    }
+}
+
+/// What happened to an engine that is not trusted; as text it is for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuardEvent {
+    /// It could not be made.
+    Unavailable { reason: String },
+    /// It ended with an error, did not end in time, or gave something else than the engine that is trusted. The run was
+    /// computed by that one.
+    Failed { failure: Failure, reason: String },
+    /// It is there again.
+    Restored,
+    /// It is not used any more.
+    Blocked { failures: u32 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    Error,
+    Late,
+    Mismatch,
+}
+
+impl fmt::Display for GuardEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable { reason } => write!(f, "the GPU cannot be used: {reason}"),
+            Self::Failed { failure: Failure::Error, reason } => write!(f, "the GPU failed: {reason}"),
+            Self::Failed { failure: Failure::Late, reason } => write!(f, "the GPU is late: {reason}"),
+            Self::Failed { failure: Failure::Mismatch, reason } => {
+                write!(f, "the GPU computes wrong: {reason}")
+            }
+            Self::Restored => f.write_str("the GPU is used again"),
+            Self::Blocked { failures } => {
+                write!(f, "the GPU is not used any more after {failures} failures in a row")
+            }
+        }
+    }
+}
+
+/// Events that nobody has asked for yet; older ones go.
+const EVENTS_MAX: usize = 64;
+
+enum State {
+    Ready(Worker),
+    /// To be made anew from then on.
+    Waiting(Duration),
+    /// Being made and tried, in a thread of its own: drivers take their time, and frames do not wait for it.
+    Making(Receiver<Result<Worker, String>>),
+    Blocked,
+}
+
+pub(crate) struct Guard {
+    make: Arc<Mutex<Make>>,
+    state: State,
+    trusted: Box<dyn Engine>,
+    policy: GuardPolicy,
+    clock: Clock,
+    /// In a row, as the policy counts them.
+    failures: u32,
+    /// Since the beginning, and good ones since the last failure.
+    runs: u64,
+    good: u64,
+    /// What a run takes when all is well.
+    usual: Option<Duration>,
+    events: Vec<GuardEvent>,
+}
+
+impl Guard {
+    /// `make` is called at once; if that fails, the guard starts with the engine that is trusted.
+    pub(crate) fn new(make: Make, trusted: Box<dyn Engine>, policy: GuardPolicy, clock: Clock) -> Self {
+        let mut guard = Self {
+            make: Arc::new(Mutex::new(make)),
+            state: State::Blocked,
+            trusted,
+            policy,
+            clock,
+            failures: 0,
+            runs: 0,
+            good: 0,
+            usual: None,
+            events: vec![],
+        };
+        let made = Self::made(&guard.make, None);
+        guard.take_up(made);
+        guard
+    }
+
+    /// The engine anew, tried on some inputs if there are any.
+    fn made(make: &Mutex<Make>, inputs: Option<Vec<Tensor>>) -> Result<Worker, String> {
+        let mut make = make.lock().map_err(|_| "it could not be made before")?;
+        guarded(|| {
+            let mut engine = make()?;
+            if let Some(inputs) = inputs {
+                engine.run(&inputs.iter().collect::<Vec<_>>())?;
+            }
+            Worker::start(engine)
+        })
+    }
+
+    fn take_up(&mut self, made: Result<Worker, String>) {
+        match made {
+            Ok(worker) => {
+                self.state = State::Ready(worker);
+                if self.failures > 0 {
+                    self.tell(GuardEvent::Restored);
+                }
+            }
+            Err(reason) => {
+                self.tell(GuardEvent::Unavailable { reason });
+                self.put_off();
+            }
+        }
+    }
+
+    fn tell(&mut self, event: GuardEvent) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.remove(0);
+        }
+        self.events.push(event);
+    }
+
+    /// Begins to make the engine anew if it is time, and takes it up once it is there.
+    fn revive(&mut self, inputs: &[&Tensor]) {
+        if let State::Waiting(from) = self.state
+            && self.clock.now() >= from
+        {
+            let (done, made) = mpsc::channel();
+            let make = Arc::clone(&self.make);
+            let inputs: Vec<Tensor> = inputs.iter().map(|tensor| (*tensor).clone()).collect();
+            // Nobody waits for it any more if this fails.
+            let work = move || drop(done.send(Self::made(&make, Some(inputs))));
+            match thread::Builder::new().name("andon-maker".into()).spawn(work) {
+                Ok(_) => self.state = State::Making(made),
+                Err(error) => self.take_up(Err(format!("no thread to make it: {error}"))),
+            }
+        }
+        let State::Making(made) = &self.state else { return };
+        match made.try_recv() {
+            Ok(made) => self.take_up(made),
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => self.take_up(Err("its thread has ended".into())),
+        }
+    }
+
+    /// Counts a failure: blocks, or waits longer than after the last one.
+    fn put_off(&mut self) {
+        (self.failures, self.good) = (self.failures + 1, 0);
+        if self.failures >= self.policy.failures_max {
+            self.state = State::Blocked;
+            return self.tell(GuardEvent::Blocked { failures: self.failures });
+        }
+        let doubled = self.policy.first_retry.saturating_mul(1 << (self.failures - 1).min(20));
+        self.state = State::Waiting(self.clock.now() + doubled.min(self.policy.last_retry));
+    }
+
+    fn fail(&mut self, failure: Failure, reason: String) {
+        self.tell(GuardEvent::Failed { failure, reason });
+        self.put_off();
+    }
+
+    /// What the untrusted engine gives, if it gives something in time.
+    fn attempt(&mut self, inputs: &[&Tensor]) -> Option<Vec<Tensor>> {
+        let State::Ready(worker) = &mut self.state else { return None };
+        let wait = match self.usual {
+            Some(usual) if self.runs > 0 => {
+                usual.saturating_mul(self.policy.patience).max(self.policy.least_wait)
+            }
+            _ => self.policy.first_wait,
+        };
+        let start = self.clock.now();
+        match worker.run(inputs, wait) {
+            Ok(outputs) => {
+                // The first run compiles; a slow one moves the usual by an eighth at most.
+                let taken = self.clock.now().saturating_sub(start);
+                if self.runs > 0 {
+                    let usual = self.usual.unwrap_or(taken);
+                    self.usual = Some((usual * 7 + taken.min(usual * 2)) / 8);
+                }
+                self.runs += 1;
+                Some(outputs)
+            }
+            Err((failure, reason)) => {
+                self.fail(failure, reason);
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Guard {
+    /// Waits for an engine that is being made.
+    pub(crate) fn settle(&mut self, inputs: &[&Tensor]) {
+        self.revive(inputs);
+        while let State::Making(_) = self.state {
+            thread::yield_now();
+            self.revive(inputs);
+        }
+    }
+}
+
+impl Engine for Guard {
+    /// The one that would run now.
+    fn name(&self) -> &'static str {
+        match &self.state {
+            State::Ready(worker) => worker.name,
+            _ => self.trusted.name(),
+        }
+    }
+
+    fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+        self.revive(inputs);
+        let Some(outputs) = self.attempt(inputs) else { return self.trusted.run(inputs) };
+        let compares = self.policy.compare_every > 0 && (self.runs - 1).is_multiple_of(self.policy.compare_every);
+        if compares {
+            let expected = self.trusted.run(inputs)?;
+            if let Err(reason) = agree(&expected, &outputs) {
+                self.fail(Failure::Mismatch, reason);
+                return Ok(expected);
+            }
+        }
+        self.good += 1;
+        if self.good >= self.policy.good_runs {
+            self.failures = 0;
+        }
+        Ok(outputs)
+    }
+
+    fn arena_bytes(&self) -> Option<usize> {
+        self.trusted.arena_bytes()
+    }
+
+    fn take_events(&mut self) -> Vec<GuardEvent> {
+        std::mem::take(&mut self.events)
+    }
+}
+
+/// Whether two results are of one network: drivers may round a byte otherwise in a thousand.
+fn agree(expected: &[Tensor], actual: &[Tensor]) -> Result<(), String> {
+    /// Of the elements of bytes, by 1.
+    const ROUNDED: f64 = 1e-3;
+    /// Of the range of f32: a few steps of a byte.
+    const NEAR: f32 = 1.0 / 64.0;
+    if expected.len() != actual.len() {
+        return Err(format!("{} outputs, expected {}", actual.len(), expected.len()));
+    }
+    for (at, (a, b)) in expected.iter().zip(actual).enumerate() {
+        if a.shape() != b.shape() {
+            return Err(format!("output {at} has shape {:?}, expected {:?}", b.shape(), a.shape()));
+        }
+        let distances: Vec<u32> = match (a.data(), b.data()) {
+            (Data::F32(a), Data::F32(b)) => {
+                let finite = || a.iter().copied().filter(|v| v.is_finite());
+                let (low, high) = (finite().fold(0.0, f32::min), finite().fold(0.0, f32::max));
+                let near = NEAR * (high - low);
+                let far = a.iter().zip(b).find(|(a, b)| {
+                    !((**a - **b).abs() <= near || a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
+                });
+                match far {
+                    Some((a, b)) => return Err(format!("output {at} has {b} where {a} was expected")),
+                    None => continue,
+                }
+            }
+            (Data::U8(a), Data::U8(b)) => a.iter().zip(b).map(|(a, b)| a.abs_diff(*b).into()).collect(),
+            (Data::I8(a), Data::I8(b)) => a.iter().zip(b).map(|(a, b)| a.abs_diff(*b).into()).collect(),
+            (a, b) if a == b => continue,
+            (a, b) => {
+                return Err(format!("output {at} is other {}, expected {}", b.type_name(), a.type_name()));
+            }
+        };
+        let differ = distances.iter().filter(|d| **d > 0).count();
+        if differ as f64 > ROUNDED * distances.len() as f64 || distances.iter().any(|d| *d > 1) {
+            let most = distances.iter().max().unwrap_or(&0);
+            return Err(format!(
+                "output {at}: {differ} of {} bytes differ, by up to {most}",
+                distances.len()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The engine in a thread of its own: some drivers do not come back from a submission, and a run that hangs must not take
+/// the caller with it. A thread that hangs is left to itself.
+struct Worker {
+    name: &'static str,
+    jobs: Sender<Vec<Tensor>>,
+    results: Receiver<Result<Vec<Tensor>, String>>,
+}
+
+impl Worker {
+    fn start(mut engine: Box<dyn Engine>) -> Result<Self, String> {
+        let name = engine.name();
+        let (jobs, inbox) = mpsc::channel::<Vec<Tensor>>();
+        let (outbox, results) = mpsc::channel();
+        let work = move || {
+            while let Ok(inputs) = inbox.recv() {
+                let inputs: Vec<&Tensor> = inputs.iter().collect();
+                let result = guarded(|| engine.run(&inputs));
+                let failed = result.is_err();
+                if outbox.send(result).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        let started = thread::Builder::new().name(format!("andon-{name}")).spawn(work);
+        started.map(|_| Self { name, jobs, results }).map_err(|e| format!("no thread for it: {e}"))
+    }
+
+    fn run(&mut self, inputs: &[&Tensor], wait: Duration) -> Result<Vec<Tensor>, (Failure, String)> {
+        let ended = || (Failure::Error, "its thread has ended".to_owned());
+        self.jobs.send(inputs.iter().map(|tensor| (*tensor).clone()).collect()).map_err(|_| ended())?;
+        match self.results.recv_timeout(wait) {
+            Ok(result) => result.map_err(|reason| (Failure::Error, reason)),
+            Err(RecvTimeoutError::Disconnected) => Err(ended()),
+            Err(RecvTimeoutError::Timeout) => {
+                Err((Failure::Late, format!("no result after {} ms", wait.as_millis())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    use super::*;
+
+    /// Doubles its input; `script` says what each run does instead: `e`rror, `h`ang, `w`rong, `p`anic.
+    struct Fake {
+        script: Arc<Mutex<Vec<char>>>,
+    }
+
+    impl Engine for Fake {
+        fn name(&self) -> &'static str {
+            "gpu"
+        }
+
+        fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+            let what = self.script.lock().unwrap().pop().unwrap_or('.');
+            match what {
+                'e' => Err("the device is lost".into()),
+                'p' => panic!("driver"),
+                'h' => {
+                    thread::sleep(Duration::from_secs(3600));
+                    Err("late".into())
+                }
+                'w' => Doubler.run(&[&tensor(&[77.0, 1.0])]),
+                _ => Doubler.run(inputs),
+            }
+        }
+    }
+
+    struct Doubler;
+
+    impl Engine for Doubler {
+        fn name(&self) -> &'static str {
+            "cpu"
+        }
+
+        fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+            Ok(vec![tensor(&inputs[0].as_f32().unwrap().iter().map(|v| v * 2.0).collect::<Vec<_>>())])
+        }
+    }
+
+    fn tensor(values: &[f32]) -> Tensor {
+        Tensor::f32(vec![values.len()], values.to_vec()).unwrap()
+    }
+
+    struct Bench {
+        guard: Guard,
+        script: Arc<Mutex<Vec<char>>>,
+        now: Arc<AtomicU64>,
+        made: Arc<AtomicU64>,
+    }
+
+    fn bench(policy: GuardPolicy) -> Bench {
+        let script = Arc::new(Mutex::new(vec![]));
+        let (now, made) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (fake, count) = (Arc::clone(&script), Arc::clone(&made));
+        let make = move || {
+            count.fetch_add(1, SeqCst);
+            let mut script = fake.lock().unwrap();
+            if script.last() == Some(&'n') {
+                script.pop();
+                return Err("no adapter".into());
+            }
+            Ok(Box::new(Fake { script: Arc::clone(&fake) }) as Box<dyn Engine>)
+        };
+        let time = Arc::clone(&now);
+        let clock = Clock::new(move || Duration::from_millis(time.load(SeqCst)));
+        let guard = Guard::new(Box::new(make), Box::new(Doubler), policy, clock);
+        Bench { guard, script, now, made }
+    }
+
+    impl Bench {
+        /// A right result, whatever happens.
+        fn frame(&mut self) {
+            self.guard.settle(&[&tensor(&[1.0, -3.5])]);
+            let outputs = self.guard.run(&[&tensor(&[1.0, -3.5])]).unwrap();
+            assert_eq!(outputs, [tensor(&[2.0, -7.0])]);
+        }
+
+        fn script(&self, script: &str) {
+            *self.script.lock().unwrap() = script.chars().rev().collect();
+        }
+    }
+
+    fn quick() -> GuardPolicy {
+        GuardPolicy {
+            compare_every: 1,
+            least_wait: Duration::from_millis(200),
+            first_wait: Duration::from_millis(200),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn each_failure_costs_no_result() {
+        for (what, failure) in
+            [('e', Failure::Error), ('p', Failure::Error), ('h', Failure::Late), ('w', Failure::Mismatch)]
+        {
+            let mut bench = bench(quick());
+            bench.script(&format!("..{what}.."));
+            (0..3).for_each(|_| bench.frame());
+            let events = bench.guard.take_events();
+            assert!(
+                matches!(&*events, [GuardEvent::Failed { failure: found, .. }] if *found == failure),
+                "{what}: {events:?}"
+            );
+            assert_eq!(bench.guard.name(), "cpu");
+            // Not yet, and then again.
+            bench.now.store(999, SeqCst);
+            bench.frame();
+            assert_eq!((bench.guard.name(), bench.made.load(SeqCst)), ("cpu", 1));
+            bench.now.store(1_000, SeqCst);
+            bench.frame();
+            assert_eq!((bench.guard.name(), bench.made.load(SeqCst)), ("gpu", 2));
+            assert_eq!(bench.guard.take_events(), [GuardEvent::Restored]);
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_wait_longer_and_then_block() {
+        let mut bench = bench(GuardPolicy { failures_max: 4, ..quick() });
+        // Each time it is tried first, but for the first.
+        bench.script("e.e.e.e");
+        for (wait, made) in [(0, 1), (1_000, 2), (2_000, 3), (4_000, 4)] {
+            bench.now.fetch_add(wait, SeqCst);
+            bench.frame();
+            assert_eq!(bench.made.load(SeqCst), made);
+        }
+        assert_eq!(bench.guard.take_events().last(), Some(&GuardEvent::Blocked { failures: 4 }));
+        bench.now.fetch_add(1 << 40, SeqCst);
+        bench.frame();
+        assert_eq!((bench.guard.name(), bench.made.load(SeqCst)), ("cpu", 4));
+    }
+
+    #[test]
+    fn a_good_stretch_forgives() {
+        let mut bench = bench(GuardPolicy { failures_max: 2, good_runs: 3, ..quick() });
+        for _ in 0..5 {
+            bench.script("e");
+            bench.frame();
+            bench.now.fetch_add(1_000, SeqCst);
+            (0..3).for_each(|_| bench.frame());
+        }
+        let blocked = |event: &GuardEvent| matches!(event, GuardEvent::Blocked { .. });
+        assert!(!bench.guard.take_events().iter().any(blocked));
+        assert_eq!(bench.guard.name(), "gpu");
+    }
+
+    #[test]
+    fn an_engine_that_cannot_be_made_is_done_without() {
+        let mut bench = bench(quick());
+        bench.script("enn");
+        bench.frame();
+        for _ in 0..2 {
+            bench.now.fetch_add(1 << 20, SeqCst);
+            bench.frame();
+        }
+        let events = bench.guard.take_events();
+        let unavailable = |event: &&GuardEvent| matches!(event, GuardEvent::Unavailable { .. });
+        assert_eq!(events.iter().filter(unavailable).count(), 2, "{events:?}");
+        assert_eq!(events.last(), Some(&GuardEvent::Blocked { failures: 3 }));
+    }
+
+    #[test]
+    fn not_each_run_is_compared() {
+        let mut bench = bench(GuardPolicy { compare_every: 3, ..quick() });
+        bench.script(".w.w");
+        let mut wrong = 0;
+        for _ in 0..3 {
+            let outputs = bench.guard.run(&[&tensor(&[1.0, -3.5])]).unwrap();
+            wrong += usize::from(outputs != [tensor(&[2.0, -7.0])]);
+        }
+        assert_eq!(wrong, 1);
+        bench.frame();
+        assert_eq!(bench.guard.take_events().len(), 1);
+    }
+
+    #[test]
+    fn one_byte_in_a_thousand_may_differ_by_one() {
+        let bytes = |changed: &[(usize, u8)]| {
+            let mut bytes = vec![100u8; 2_000];
+            changed.iter().for_each(|(at, value)| bytes[*at] = *value);
+            [Tensor::new(vec![2_000], Data::U8(bytes)).unwrap()]
+        };
+        assert!(agree(&bytes(&[]), &bytes(&[(3, 101), (1_999, 99)])).is_ok());
+        assert!(agree(&bytes(&[]), &bytes(&[(3, 102)])).is_err());
+        assert!(agree(&bytes(&[]), &bytes(&[(3, 101), (4, 101), (5, 101)])).is_err());
+        assert!(agree(&[tensor(&[0.0, 1.0])], &[tensor(&[0.01, 1.0])]).is_ok());
+        assert!(agree(&[tensor(&[0.0, 1.0])], &[tensor(&[0.02, 1.0])]).is_err());
+        assert!(agree(&[tensor(&[0.0, 1.0])], &[tensor(&[f32::NAN, 1.0])]).is_err());
+    }
+}
