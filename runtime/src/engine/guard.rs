@@ -297,7 +297,8 @@ impl Engine for Guard {
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         self.revive(inputs);
         let Some(outputs) = self.attempt(inputs) else { return self.trusted.run(inputs) };
-        let compares = self.policy.compare_every > 0 && (self.runs - 1).is_multiple_of(self.policy.compare_every);
+        let compares =
+            self.policy.compare_every > 0 && (self.runs - 1).is_multiple_of(self.policy.compare_every);
         if compares {
             let expected = self.trusted.run(inputs)?;
             if let Err(reason) = agree(&expected, &outputs) {
