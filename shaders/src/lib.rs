@@ -82,6 +82,10 @@ pub enum Variant {
     },
     Select,
     Copy,
+    Average,
+    Mixed,
+    Matrix,
+    ChannelMean,
 }
 
 impl Variant {
@@ -108,6 +112,7 @@ impl Variant {
         let common = include_str!("../wgsl/common.wgsl");
         let join = include_str!("../wgsl/join.wgsl");
         let finish = include_str!("../wgsl/finish.wgsl");
+        let stairs = include_str!("../wgsl/stairs.wgsl");
         let flag = u32::from;
         let (params, texts, numbers): (_, &[&str], Vec<(&str, u32)>) = match *self {
             Self::Convolution { pixels, out, quads, pointwise, grouped, split } => (
@@ -134,9 +139,15 @@ impl Variant {
             Self::Lookup => (LookupParams::WGSL, &[include_str!("../wgsl/lookup.wgsl")], vec![]),
             Self::Maximum => (MaximumParams::WGSL, &[include_str!("../wgsl/maximum.wgsl")], vec![]),
             Self::Mean { parts } => {
-                (MeanParams::WGSL, &[include_str!("../wgsl/mean.wgsl")], vec![("PARTS", parts)])
+                (MeanParams::WGSL, &[stairs, include_str!("../wgsl/mean.wgsl")], vec![("PARTS", parts)])
             }
             Self::Select => (SelectParams::WGSL, &[include_str!("../wgsl/select.wgsl")], vec![]),
+            Self::Average => (AverageParams::WGSL, &[stairs, include_str!("../wgsl/average.wgsl")], vec![]),
+            Self::Mixed => (MixedParams::WGSL, &[stairs, include_str!("../wgsl/mixed.wgsl")], vec![]),
+            Self::Matrix => (MatrixParams::WGSL, &[stairs, include_str!("../wgsl/matrix.wgsl")], vec![]),
+            Self::ChannelMean => {
+                (ChannelMeanParams::WGSL, &[stairs, include_str!("../wgsl/channel_mean.wgsl")], vec![])
+            }
             Self::Copy => (CopyParams::WGSL, &[include_str!("../wgsl/copy.wgsl")], vec![]),
         };
         let text = [&[params, common], texts].concat().join("\n");
@@ -159,7 +170,17 @@ impl Variant {
 
     /// All that the executor ever asks for.
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Binary, Self::Lookup, Self::Maximum, Self::Select, Self::Copy];
+        let mut all = vec![
+            Self::Binary,
+            Self::Lookup,
+            Self::Maximum,
+            Self::Select,
+            Self::Copy,
+            Self::Average,
+            Self::Mixed,
+            Self::Matrix,
+            Self::ChannelMean,
+        ];
         all.extend([1, 8].map(|parts| Self::Mean { parts }));
         all.push(Self::Depthwise { pixels: 1, window: None });
         for pixels in [1, 2, 4] {

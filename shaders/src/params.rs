@@ -27,7 +27,7 @@ params! {
     /// `in_base`, `in_stride`, `pad_base` and `depth` of `quads` variants are in groups of four words; `bias`, `multiplier`
     /// and `weights` always are. `columns` counts groups of `out` words of output channels.
     ConvolutionParams:
-    in_base in_stride in_width in_height out_base out_stride out_width out_words pixels columns depth
+    in_base in_stride in_width in_height out_base out_stride out_row out_width out_words pixels columns depth
     kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left pad_base weights bias multiplier starts
     zero low high table
     join join_a join_b join_c join_shift join_low join_high join_table skip_base skip_stride skip_first
@@ -36,7 +36,7 @@ params! {
 params! {
     /// `weights` in words, `bias` and `multiplier` in groups of four.
     DepthwiseParams:
-    in_base in_stride in_width in_height out_base out_stride out_width out_height out_words
+    in_base in_stride in_width in_height out_base out_stride out_row out_width out_height out_words
     kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left pad weights bias multiplier
     zero low high table
     join join_a join_b join_c join_shift join_low join_high join_table skip_base skip_stride skip_first
@@ -67,6 +67,28 @@ params! {
 params! {
     SelectParams:
     in_base in_stride in_width out_base out_stride out_width out_words pixels rows columns channels fill
+}
+
+params! {
+    /// `stairs`: where the staircase of each count begins, by count.
+    AverageParams:
+    in_base in_stride in_width in_height out_base out_stride out_width out_words pixels
+    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left row_counts column_counts values stairs
+}
+
+params! {
+    MixedParams:
+    in_base in_stride in_width out_base out_stride out_width out_words pixels rows columns classes tables stairs
+}
+
+params! {
+    MatrixParams:
+    a_base a_stride a_zero b_base b_stride b_zero out_base out_stride out_words pixels height depth stairs table
+}
+
+params! {
+    ChannelMeanParams:
+    in_base in_stride channels out_base out_stride out_words pixels stairs
 }
 
 params! {

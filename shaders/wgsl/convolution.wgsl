@@ -8,6 +8,12 @@ fn product(x: u32, w: vec4<u32>) -> vec4<i32> {
     );
 }
 
+// Rows of the output may lie further apart than its pixels say.
+fn out_place(pixel: u32) -> u32 {
+    let row = pixel / params.out_width;
+    return params.out_base + row * params.out_row + (pixel - row * params.out_width) * params.out_stride;
+}
+
 #if SPLIT > 1
 var<workgroup> partial_sums: array<vec4<i32>, $(LANES * PIXELS * OUT)>;
 #end
@@ -115,7 +121,7 @@ fn main(
 #for s in 0..SPLIT
             sum += partial_sums[i * $(LANES)u + $(s * (LANES / SPLIT))u + tile];
 #end
-            words[params.out_base + pixel * params.out_stride + own] = finished(sum, own, pixel);
+            words[out_place(pixel) + own] = finished(sum, own, pixel);
         }
     }
 #else
@@ -124,7 +130,7 @@ fn main(
 #for p in 0..PIXELS
         if first + $(p)u < params.pixels {
             let word = finished(sum_$(p)_$(o), column + $(o)u, first + $(p)u);
-            words[params.out_base + (first + $(p)u) * params.out_stride + column + $(o)u] = word;
+            words[out_place(first + $(p)u) + column + $(o)u] = word;
         }
 #end
     }

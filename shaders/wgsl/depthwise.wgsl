@@ -71,7 +71,8 @@ fn main(
     let to = y * params.out_width + x;
 #for p in 0..PIXELS
     if x + $(p)u < params.out_width {
-        words[params.out_base + (to + $(p)u) * params.out_stride + column] = finished(sum_$(p), column, to + $(p)u);
+        let place = params.out_base + y * params.out_row + (x + $(p)u) * params.out_stride;
+        words[place + column] = finished(sum_$(p), column, to + $(p)u);
     }
 #end
 }

@@ -4,17 +4,6 @@
 var<workgroup> shared_sums: array<vec4<i32>, $(LANES)>;
 #end
 
-fn climbed(sum: i32) -> i32 {
-    var byte = 0u;
-    for (var step = 128u; step > 0u; step /= 2u) {
-        // The least sum that gives a byte lies at its place.
-        if bitcast<i32>(constants[params.stairs + byte + step]) <= sum {
-            byte += step;
-        }
-    }
-    return i32(byte);
-}
-
 @compute @workgroup_size($(LANES))
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -41,7 +30,6 @@ fn main(
 #end
 #end
     if column < params.out_words {
-        let bytes = vec4<i32>(climbed(sums.x), climbed(sums.y), climbed(sums.z), climbed(sums.w));
-        words[params.out_base + column] = word_of(bytes);
+        words[params.out_base + column] = word_of(all_climbed(params.stairs, sums));
     }
 }

@@ -100,6 +100,44 @@ pub(crate) enum Description<'a> {
         input: Shape,
         output: Shape,
     },
+    /// The same bytes every time, pixel by pixel.
+    Constant {
+        bytes: &'a [u8],
+    },
+    /// Plain convolutions whose results lie between each other: the first pixel of each, row and column, in an output of
+    /// so many columns, and how many rows and columns on its next ones lie.
+    Interleaved {
+        parts: Vec<([usize; 2], Convolution<'a>)>,
+        strides: [usize; 2],
+        width: usize,
+    },
+    /// A function that never falls of the real sum under a window, added up row by row from 0, and of how many it is taken to
+    /// be: the product of a row's and a column's count.
+    Average {
+        window: Window,
+        input: Shape,
+        output: Shape,
+        counts: [Vec<usize>; 2],
+        values: &'a [f32; 256],
+        byte: Box<dyn Fn(f32, usize) -> u8 + 'a>,
+    },
+    /// Four neighbours: for each output row and column two of the input's and their weights. A function that never falls of
+    /// `w[0][0] * a + w[0][1] * b + w[1][0] * c + w[1][1] * d`, added up from the left, each weight a column's times a row's.
+    Mixed {
+        rows: Vec<([usize; 2], [f32; 2])>,
+        columns: Vec<([usize; 2], [f32; 2])>,
+        values: &'a [f32; 256],
+        width: usize,
+        byte: Box<dyn Fn(f32) -> u8 + 'a>,
+    },
+    /// Matrices of `m` by `k` times matrices of `k` by `n`: a function that never falls of the sums, then a table.
+    Product {
+        m: usize,
+        k: usize,
+        zeros: [i32; 2],
+        byte: OfSum<'a>,
+        table: Option<&'a [u8; 256]>,
+    },
     /// Over all pixels, or over the channels of each: a function of the sum of the bytes that never falls.
     Mean {
         over_pixels: bool,

@@ -9,7 +9,7 @@ use super::{
     layout::Spot,
     lower::{Bases, Lowering, at, word_of},
 };
-use crate::cpu::{Target, describe::Convolution};
+use crate::cpu::{Shape, Target, describe::Convolution};
 
 /// What happens to sums.
 #[derive(Clone, Copy)]
@@ -22,6 +22,14 @@ struct Ending {
     skip_first: u32,
 }
 
+/// Where results lie in their buffer, in bytes: the first, the next row's, the next pixel's.
+#[derive(Clone, Copy)]
+struct Lies {
+    offset: usize,
+    row: usize,
+    pixel: usize,
+}
+
 impl Ending {
     fn skip(&self, bases: Bases<'_>) -> (u32, u32) {
         (at(self.skip, bases), self.skip.stride as u32 / 4)
@@ -30,6 +38,42 @@ impl Ending {
 
 impl Lowering {
     pub(super) fn convolution(&mut self, what: &Convolution<'_>, inputs: &[Spot], out: Spot) -> Option<()> {
+        let Shape { w, .. } = what.output;
+        self.convolution_at(
+            what,
+            inputs,
+            out,
+            Lies { offset: out.offset, row: w * out.stride, pixel: out.stride },
+        )
+    }
+
+    /// Convolutions whose results lie between each other.
+    pub(super) fn interleaved(
+        &mut self,
+        parts: &[([usize; 2], Convolution<'_>)],
+        [down, right]: [usize; 2],
+        width: usize,
+        inputs: &[Spot],
+        out: Spot,
+    ) -> Option<()> {
+        for ([y, x], part) in parts {
+            let lies = Lies {
+                offset: out.offset + (y * width + x) * out.stride,
+                row: down * width * out.stride,
+                pixel: right * out.stride,
+            };
+            self.convolution_at(part, inputs, out, lies)?;
+        }
+        Some(())
+    }
+
+    fn convolution_at(
+        &mut self,
+        what: &Convolution<'_>,
+        inputs: &[Spot],
+        out: Spot,
+        lies: Lies,
+    ) -> Option<()> {
         let from = self.readable(*inputs.first()?)?;
         let table = self.constants.table(what.table);
         let mut ending =
@@ -41,13 +85,13 @@ impl Lowering {
             ending.skip_first = skipped.first.into();
         }
         if what.groups > 1 && what.groups == what.input.c && what.groups == what.output.c {
-            self.depthwise(what, from, out, ending);
+            self.depthwise(what, from, out, lies, ending);
             return Some(());
         }
-        self.dense(what, from, out, ending)
+        self.dense(what, from, out, lies, ending)
     }
 
-    fn depthwise(&mut self, what: &Convolution<'_>, from: Spot, out: Spot, ending: Ending) {
+    fn depthwise(&mut self, what: &Convolution<'_>, from: Spot, out: Spot, lies: Lies, ending: Ending) {
         let Convolution { filters, input, output, kernel, strides, dilations, before, .. } = *what;
         let (taps, words) = (kernel[0] * kernel[1], out.words());
         let Packed { weights, bias, multiplier } = self.constants.depthwise(filters, taps);
@@ -66,8 +110,9 @@ impl Lowering {
                 in_stride: from.stride as u32 / 4,
                 in_width: input.w as u32,
                 in_height: input.h as u32,
-                out_base: at(out, bases),
-                out_stride: out.stride as u32 / 4,
+                out_base: at(Spot { offset: lies.offset, ..out }, bases),
+                out_stride: lies.pixel as u32 / 4,
+                out_row: lies.row as u32 / 4,
                 out_width: output.w as u32,
                 out_height: output.h as u32,
                 out_words: words as u32,
@@ -103,7 +148,14 @@ impl Lowering {
         });
     }
 
-    fn dense(&mut self, what: &Convolution<'_>, from: Spot, out: Spot, ending: Ending) -> Option<()> {
+    fn dense(
+        &mut self,
+        what: &Convolution<'_>,
+        from: Spot,
+        out: Spot,
+        lies: Lies,
+        ending: Ending,
+    ) -> Option<()> {
         let Convolution { filters, input, output, kernel, strides, dilations, before, groups, .. } = *what;
         let (taps, words, pixels) = (kernel[0] * kernel[1], out.words(), output.pixels());
         let quads = from.in_quads() && input.c >= 16;
@@ -153,8 +205,9 @@ impl Lowering {
                 in_stride: from.stride as u32 / 4 / per_unit,
                 in_width: input.w as u32,
                 in_height: input.h as u32,
-                out_base: at(out, bases),
-                out_stride: out.stride as u32 / 4,
+                out_base: at(Spot { offset: lies.offset, ..out }, bases),
+                out_stride: lies.pixel as u32 / 4,
+                out_row: lies.row as u32 / 4,
                 out_width: output.w as u32,
                 out_words: words as u32,
                 pixels: pixels as u32,

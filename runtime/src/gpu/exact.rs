@@ -116,6 +116,25 @@ pub(crate) fn stairs(byte: impl Fn(i32) -> u8, least: i32, most: i32) -> Option<
     looks.into_iter().all(|sum| at(sum) == usize::from(byte(sum))).then_some(stairs)
 }
 
+/// The same of a function of real numbers. What none gives is infinite.
+pub(crate) fn real_stairs(byte: impl Fn(f32) -> u8) -> Option<[f32; 256]> {
+    // Numbers in the order of the reals, and back.
+    let number = |real: f32| {
+        let bits = real.to_bits() as i32;
+        if bits < 0 { i32::MIN.wrapping_sub(bits) } else { bits }
+    };
+    let real = |number: i32| {
+        f32::from_bits((if number < 0 { i32::MIN.wrapping_sub(number) } else { number }) as u32)
+    };
+    let most = number(f32::MAX);
+    let steps = stairs(|n| byte(real(n)), -most, most)?;
+    Some(steps.map(|step| match step {
+        i32::MAX => f32::INFINITY,
+        i32::MIN => f32::NEG_INFINITY,
+        step => real(step),
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -41,6 +41,8 @@ pub(crate) struct Lowering {
     pub(crate) sizes: Vec<usize>,
     /// Bytes that lie around the input of convolutions, and the buffers that hold nothing else.
     pub(crate) pads: Vec<(u8, usize)>,
+    /// What lies in the arena from the start, byte by byte of each pixel, for good.
+    pub(crate) fixtures: Vec<(Spot, Vec<u8>)>,
     pub(super) choices: Choices,
     step: usize,
 }
@@ -76,7 +78,7 @@ impl Lowering {
     pub(crate) fn new(layout: Layout, choices: Choices) -> Self {
         let sizes = layout.sizes.clone();
         let constants = Constants::default();
-        Self { layout, constants, jobs: vec![], sizes, pads: vec![], choices, step: 0 }
+        Self { layout, constants, jobs: vec![], sizes, pads: vec![], fixtures: vec![], choices, step: 0 }
     }
 
     /// So many bytes that are all the same, whatever runs.
@@ -122,13 +124,15 @@ impl Lowering {
         output: &Place,
     ) -> bool {
         self.step = step;
-        let (jobs, sizes, pads) = (self.jobs.len(), self.sizes.len(), self.pads.len());
+        let (jobs, sizes) = (self.jobs.len(), self.sizes.len());
+        let (pads, fixtures) = (self.pads.len(), self.fixtures.len());
         let inputs: Vec<Spot> = inputs.iter().map(|place| self.layout.spot(place)).collect();
         let to = self.layout.spot(output);
         if self.described(description, &inputs, to).is_none() {
             self.jobs.truncate(jobs);
             self.sizes.truncate(sizes);
             self.pads.truncate(pads);
+            self.fixtures.truncate(fixtures);
             return false;
         }
         true
@@ -190,7 +194,10 @@ impl Lowering {
                 let stairs = self.constants.integers(&stairs);
                 self.mean(from, out, stairs);
             }
-            Description::Mean { over_pixels: false, .. } | Description::Strided { .. } => return None,
+            Description::Interleaved { parts, strides, width } => {
+                self.interleaved(parts, *strides, *width, inputs, out)?;
+            }
+            other => self.other(other, inputs, out)?,
         }
         if out != to {
             self.copy(Bytes::of(&out), to)?;

@@ -12,6 +12,7 @@ mod exact;
 mod fault;
 mod layout;
 mod lower;
+mod others;
 mod probe;
 mod profile;
 mod program;

@@ -49,8 +49,8 @@ pub(crate) struct Program {
     pub(crate) phases: Vec<Phase>,
     pub(crate) constants: Vec<u32>,
     pub(crate) arena_bytes: usize,
-    /// Stretches of the arena that hold one byte for good: where they begin, how long they are, the byte as it lies there.
-    pub(crate) fills: Vec<(usize, usize, u8)>,
+    /// Stretches of the arena that stay as they are from the start: where they begin, and what they hold.
+    pub(crate) fills: Vec<(usize, Vec<u8>)>,
     /// For each step of the plan whether the GPU runs it.
     pub(crate) on_gpu: Vec<bool>,
 }
@@ -137,6 +137,7 @@ impl Program {
         }
         let mut lives = lifetimes(&draft, lowering.sizes.len());
         lowering.pads.iter().for_each(|(_, buffer)| lives[*buffer] = 0..usize::MAX);
+        lowering.fixtures.iter().for_each(|(spot, _)| lives[spot.buffer] = 0..usize::MAX);
         let (places, arena_bytes) = arrange(&lowering.sizes, &lives);
         let arena_bytes = (arena_bytes + SLACK).next_multiple_of(16);
         if arena_bytes > u32::MAX as usize {
@@ -156,8 +157,21 @@ impl Program {
         let mut constants = lowering.constants.words;
         // No buffer may be empty, and kernels read whole groups.
         constants.resize((constants.len() + 4).next_multiple_of(4), 0);
-        let fill = |(byte, buffer): &(u8, usize)| (bases[*buffer], lowering.sizes[*buffer], byte ^ 0x80);
-        let fills = lowering.pads.iter().map(fill).collect();
+        let fill =
+            |(byte, buffer): &(u8, usize)| (bases[*buffer], vec![byte ^ 0x80; lowering.sizes[*buffer]]);
+        let mut fills: Vec<(usize, Vec<u8>)> = lowering.pads.iter().map(fill).collect();
+        for (spot, bytes) in &lowering.fixtures {
+            // The whole buffer, since only whole words can be written; what others have there they write later.
+            let at = fills.iter().position(|(at, _)| *at == bases[spot.buffer]);
+            let at = at.unwrap_or_else(|| {
+                fills.push((bases[spot.buffer], vec![0; lowering.sizes[spot.buffer].next_multiple_of(4)]));
+                fills.len() - 1
+            });
+            let pixels = fills[at].1[spot.offset..].chunks_mut(spot.stride);
+            for (to, from) in pixels.zip(bytes.chunks(spot.shape.c)) {
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = from ^ 0x80);
+            }
+        }
         Ok((Self { phases, constants, arena_bytes, fills, on_gpu }, cpu.reordered(&order)))
     }
 }

@@ -42,8 +42,8 @@ impl Memory {
         };
         use wgpu::BufferUsages as Usage;
         let arena = buffer(program.arena_bytes as u64, Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC);
-        for (at, bytes, byte) in &program.fills {
-            device.queue.write_buffer(&arena, *at as u64, &vec![*byte; *bytes]);
+        for (at, bytes) in &program.fills {
+            device.queue.write_buffer(&arena, *at as u64, bytes);
         }
         let bytes: Vec<u8> = program.constants.iter().flat_map(|word| word.to_le_bytes()).collect();
         let constants = buffer(bytes.len() as u64, Usage::STORAGE | Usage::COPY_DST);

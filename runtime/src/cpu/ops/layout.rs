@@ -5,6 +5,7 @@
 
 use super::{
     super::{
+        describe::Description,
         lower::{Activation, Along, Concat, Form, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Order, Shape, View, ViewMut},
     },
@@ -26,6 +27,10 @@ pub(crate) fn constant(bytes: Vec<u8>, shape: Shape) -> Box<dyn Operation> {
 }
 
 impl Operation for Constant {
+    fn describe(&self) -> Option<Description<'_>> {
+        Some(Description::Constant { bytes: &self.bytes })
+    }
+
     fn run(&self, _: &mut Context<'_>, _: &[View<'_>], mut output: ViewMut<'_>) {
         let pixels = output.pixels(self.channels);
         pixels.zip(self.bytes.chunks_exact(self.channels)).for_each(|(to, from)| to.copy_from_slice(from));

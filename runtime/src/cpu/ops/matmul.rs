@@ -2,6 +2,7 @@
 
 use super::{
     super::{
+        describe::Description,
         kernels::{Target, rint},
         lower::{Activation, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Order, Quantity, View, ViewMut},
@@ -49,9 +50,22 @@ struct Product {
     table: Option<Box<[u8; 256]>>,
 }
 
+impl Product {
+    fn byte(&self, sum: i32) -> u8 {
+        let Target { zero, low, high } = self.target;
+        (rint(sum as f32 * self.multiplier) + i32::from(zero)).clamp(low.into(), high.into()) as u8
+    }
+}
+
 impl Operation for Product {
+    fn describe(&self) -> Option<Description<'_>> {
+        let Self { m, k, zeros, .. } = *self;
+        let byte = Box::new(|sum| self.byte(sum));
+        Some(Description::Product { m, k, zeros, byte, table: self.table.as_deref() })
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
-        let ([left, right], Target { zero, low, high }) = ([inputs[0], inputs[1]], self.target);
+        let [left, right] = [inputs[0], inputs[1]];
         let mut sums = vec![0i32; self.n];
         for (i, (row, out)) in left.pixels(self.k).zip(output.pixels(self.n)).enumerate() {
             sums.fill(0);
@@ -61,10 +75,7 @@ impl Operation for Product {
                 let column = &right.bytes[(first + j) * right.stride..][..self.n];
                 sums.iter_mut().zip(column).for_each(|(sum, b)| *sum += a * (i32::from(*b) - self.zeros[1]));
             }
-            for (out, sum) in out.iter_mut().zip(&sums) {
-                let value = rint(*sum as f32 * self.multiplier) + i32::from(zero);
-                *out = value.clamp(low.into(), high.into()) as u8;
-            }
+            out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = self.byte(*sum));
             if let Some(table) = &self.table {
                 out.iter_mut().for_each(|q| *q = table[usize::from(*q)]);
             }

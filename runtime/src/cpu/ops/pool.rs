@@ -185,10 +185,39 @@ struct Average {
     target: Target,
 }
 
+impl Average {
+    fn byte(&self, sum: f32, count: usize) -> u8 {
+        let Target { zero, low, high } = self.target;
+        let zero = f32::from(zero) - f32::from(self.base);
+        let value = rint(sum / count.max(1) as f32 / self.scale + zero) + i32::from(self.base);
+        value.clamp(low.into(), high.into()) as u8
+    }
+}
+
 impl Operation for Average {
+    fn describe(&self) -> Option<Description<'_>> {
+        let Self { window, input, output, counts_padding, values, .. } = self;
+        let count = |d: usize, out: usize, size: usize| {
+            if *counts_padding {
+                with_padding(window, d, out, size)
+            } else {
+                inside(window, d, out, size).count()
+            }
+        };
+        let rows = (0..output.h).map(|y| count(0, y, input.h)).collect();
+        let columns = (0..output.w).map(|x| count(1, x, input.w)).collect();
+        Some(Description::Average {
+            window: described(window, *input),
+            input: *input,
+            output: *output,
+            counts: [rows, columns],
+            values,
+            byte: Box::new(|sum, count| self.byte(sum, count)),
+        })
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let Shape { h, w, c } = self.input;
-        let Target { zero, low, high } = self.target;
         let mut sums = vec![0.0f32; c];
         for (i, pixel) in output.pixels(c).enumerate() {
             let (y, x) = (i / self.output.w, i % self.output.w);
@@ -204,11 +233,7 @@ impl Operation for Average {
             if self.counts_padding {
                 count = with_padding(&self.window, 0, y, h) * with_padding(&self.window, 1, x, w);
             }
-            for (out, sum) in pixel.iter_mut().zip(&sums) {
-                let zero = f32::from(zero) - f32::from(self.base);
-                let value = rint(sum / count.max(1) as f32 / self.scale + zero) + i32::from(self.base);
-                *out = value.clamp(low.into(), high.into()) as u8;
-            }
+            pixel.iter_mut().zip(&sums).for_each(|(out, sum)| *out = self.byte(*sum, count));
         }
     }
 }

@@ -6,6 +6,7 @@
 use super::{
     super::{
         convert::reals,
+        describe::Description,
         kernels::{Target, rint},
         lower::{Activation, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Quantity, View, ViewMut},
@@ -141,11 +142,28 @@ struct Linear {
     target: Target,
 }
 
+impl Linear {
+    fn byte(&self, sum: f32) -> u8 {
+        let Target { zero, low, high } = self.target;
+        (rint(sum / self.scale) + i32::from(zero)).clamp(low.into(), high.into()) as u8
+    }
+}
+
 impl Operation for Linear {
+    fn describe(&self) -> Option<Description<'_>> {
+        let all = |mixes: &[Mix]| mixes.iter().map(|mix| (mix.at, mix.weights)).collect();
+        Some(Description::Mixed {
+            rows: all(&self.rows),
+            columns: all(&self.columns),
+            values: &self.values,
+            width: self.width,
+            byte: Box::new(|sum| self.byte(sum)),
+        })
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[View<'_>], mut output: ViewMut<'_>) {
         let View { bytes, stride } = inputs[0];
         let mut pixels = output.pixels(self.channels);
-        let Target { zero, low, high } = self.target;
         for row in &self.rows {
             for (column, pixel) in self.columns.iter().zip(&mut pixels) {
                 let from = |y: usize, x: usize| {
@@ -158,7 +176,7 @@ impl Operation for Linear {
                 for (i, out) in pixel.iter_mut().enumerate() {
                     let sum = weights[0] * real(&a[i]) + weights[1] * real(&b[i]);
                     let sum = sum + weights[2] * real(&c[i]) + weights[3] * real(&d[i]);
-                    *out = (rint(sum / self.scale) + i32::from(zero)).clamp(low.into(), high.into()) as u8;
+                    *out = self.byte(sum);
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 use super::{
     super::{
+        describe::Description,
         kernels::Target,
         lower::{Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Quantity, Shape, View, ViewMut},
@@ -151,6 +152,15 @@ impl Operation for Transposed {
             }
         }
         context.scratch.aside = aside;
+    }
+
+    fn describe(&self) -> Option<Description<'_>> {
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let Description::Convolution(convolution) = part.operation.describe()? else { return None };
+            parts.push((part.first, convolution));
+        }
+        Some(Description::Interleaved { parts, strides: self.strides, width: self.width })
     }
 
     fn fuse_table(&mut self, table: &[u8; 256]) -> bool {

@@ -156,13 +156,18 @@ pub(super) fn residual_case(seed: u64) -> Model {
     let inputs = random.pick(&[["a.f", "b.f"], ["b.f", "a.f"]]);
     graph.node.push(NodeProto::new("Add", "sum", inputs, ["s"]));
     let after = random.pick(&["Relu", "Sigmoid", "Identity"]);
-    graph.node.push(NodeProto::new(after, "after", ["s"], ["y"]));
+    // What is no function of one byte has to be one first.
+    let sum = if after == "Sigmoid" { "s.f" } else { "s" };
+    if after == "Sigmoid" {
+        quantise(&mut graph, "s", 0.06, random.zero());
+    }
+    graph.node.push(NodeProto::new(after, "after", [sum], ["y"]));
     quantise(&mut graph, "y", random.pick(&[0.049, 0.0211]), random.zero());
     done(graph)
 }
 
 /// What else there is: from `x.f`, of that many channels, to `y`.
-pub(super) const OPERATORS: [&str; 23] = [
+pub(super) const OPERATORS: [&str; 27] = [
     "MaxPool",
     "GlobalMaxPool",
     "GlobalAveragePool",
@@ -186,6 +191,10 @@ pub(super) const OPERATORS: [&str; 23] = [
     "Softmax",
     "Linear resize",
     "Flatten",
+    "ConvTranspose",
+    "MatMul",
+    "Mean of channels",
+    "Concat with a constant",
 ];
 
 pub(super) fn operator_case(name: &str, seed: u64) -> Model {
@@ -217,6 +226,7 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
             vec![window.with_ints("strides", &[1, 2]).with_ints("pads", &[1, 0, 0, 1])]
         }
         "GlobalMaxPool" | "GlobalAveragePool" | "Sigmoid" | "Flatten" => vec![op(name, &["x.f"])],
+        "Mean of channels" => vec![op("ReduceMean", &["x.f"]).with_ints("axes", &[1])],
         "ReduceMean" => vec![op(name, &["x.f"]).with_ints("axes", &[2, 3])],
         "Softmax" => vec![op(name, &["x.f"]).with_int("axis", 1)],
         "Resize" | "Linear resize" => {
@@ -250,6 +260,27 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
     };
     graph.node.extend(nodes);
     match name {
+        "ConvTranspose" => {
+            let node = convolution(&mut graph, random, ["x", "y"], [c, c, 1], [3, 2]);
+            // Scales run along the outputs, which these weights have second.
+            for node in graph.node.iter_mut().filter(|n| n.output[0] == "y.w.f") {
+                let inputs = ["y.w", "y.w.scale", "y.w.zero"];
+                *node = NodeProto::new("DequantizeLinear", "", inputs, ["y.w.f"]).with_int("axis", 1);
+            }
+            let node = NodeProto { op_type: "ConvTranspose".into(), ..node };
+            graph.node.push(node.with_ints("strides", &[2, 2]).with_ints("pads", &[1, 0, 0, 0]));
+        }
+        "MatMul" => {
+            let turned = NodeProto::new("Transpose", "t", ["x.f"], ["t"]).with_ints("perm", &[0, 1, 3, 2]);
+            graph.node.extend([turned, op("MatMul", &["x.f", "t"])]);
+        }
+        "Concat with a constant" => {
+            let bytes: Vec<u8> = (0..3 * h * w).map(|_| random.next() as u8).collect();
+            graph.initializer.push(TensorProto::u8("k", &[1, 3, h, w], &bytes));
+            let inputs = ["k", "x.scale", "x.zero"];
+            graph.node.push(NodeProto::new("DequantizeLinear", "", inputs, ["k.f"]));
+            graph.node.push(op("Concat", &["k.f", "x.f", "k.f"]).with_int("axis", 1));
+        }
         "Concat of convolutions" => {
             let outputs = [random.pick(&[1, 3, 4]), random.pick(&[2, 5, 16]), random.pick(&[1, 7, 8])];
             let (scale, zero) = (0.03, random.zero());
