@@ -104,23 +104,33 @@ impl Batch {
 }
 
 /// Bytes without their zero points: one for all, or one for each index of a dimension.
-fn centred(inputs: &[Option<&Tensor>], index: usize, zero: usize, d: usize) -> Result<Vec<i32>, String> {
+fn centred(inputs: &[Option<&Tensor>], index: usize, zero: usize, d: usize) -> Result<Vec<i16>, String> {
     let x = get(inputs, index)?;
     let values = bytes(x)?;
     let zeros = match inputs.get(zero).copied().flatten() {
         Some(zero) => bytes(zero)?,
         None => vec![0],
     };
+    // What neither input nor zero point can be, if both are bytes.
+    let less = |v: &i32, zero: i32| v.checked_sub(zero).and_then(|v| i16::try_from(v).ok());
+    let wide = || "a value that is no byte".to_owned();
     if zeros.len() == 1 {
-        return Ok(values.iter().map(|v| v - zeros[0]).collect());
+        return values.iter().map(|v| less(v, zeros[0])).collect::<Option<_>>().ok_or_else(wide);
     }
     let length =
         x.shape().get(d).copied().filter(|n| *n == zeros.len()).ok_or("zero points of another size")?;
     let inner: usize = x.shape()[d + 1..].iter().product();
-    Ok(values.iter().enumerate().map(|(i, v)| v - zeros[i / inner.max(1) % length]).collect())
+    let zero = |i: usize| zeros[i / inner.max(1) % length];
+    values.iter().enumerate().map(|(i, v)| less(v, zero(i))).collect::<Option<_>>().ok_or_else(wide)
 }
 
-fn sum(row: &[i32], column: &[i32]) -> i32 {
+/// In a form that processors have one instruction for.
+fn sum(row: &[i16], column: &[i16]) -> i32 {
+    let product = |(a, b): (&i16, &i16)| i32::from(*a) * i32::from(*b);
+    row.iter().zip(column).map(product).fold(0, i32::wrapping_add)
+}
+
+fn wide_sum(row: &[i32], column: &[i32]) -> i32 {
     row.iter().zip(column).fold(0, |sum, (a, b)| sum.wrapping_add(a.wrapping_mul(*b)))
 }
 
@@ -133,7 +143,7 @@ pub(super) fn product(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Ten
     let batch = Batch::of(a, b)?;
     if call.node.op_type == "MatMul" {
         if let (Data::I32(a), Data::I32(b)) = (get(inputs, 0)?.data(), get(inputs, 1)?.data()) {
-            return one(batch.dims.clone(), Data::I32(batch.each(a, b, sum)));
+            return one(batch.dims.clone(), Data::I32(batch.each(a, b, wide_sum)));
         }
         let values = batch.each(floats(inputs, 0)?, floats(inputs, 1)?, dot);
         return one(batch.dims, Data::F32(values));
@@ -175,9 +185,10 @@ pub(super) fn convolution(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec
     let (x, w) = (get(inputs, 0)?, get(inputs, 1)?);
     if call.node.op_type == "ConvInteger" {
         let (x_values, w_values) = (centred(inputs, 0, 2, 1)?, centred(inputs, 1, 3, 0)?);
-        let (dims, out) = convolved(call, x.shape(), w.shape(), &x_values, &w_values, |total: i32, a, b| {
-            total.wrapping_add(a * b)
-        })?;
+        let (dims, out) =
+            convolved(call, x.shape(), w.shape(), &x_values, &w_values, |total: i32, a: i16, b| {
+                total.wrapping_add(i32::from(a) * i32::from(b))
+            })?;
         return Ok(vec![tensor(dims, Data::I32(out))?]);
     }
     let (dims, mut out) =
@@ -196,13 +207,13 @@ pub(super) fn convolution(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec
 }
 
 /// A convolution of single pixels: planes added up, in the order of the channels.
-fn pointwise<T: Copy + Default>(
+fn pointwise<V: Copy, T: Copy + Default>(
     images: usize,
     [outputs, inputs]: [usize; 2],
     area: usize,
-    values: &[T],
-    weights: &[T],
-    add: impl Fn(T, T, T) -> T,
+    values: &[V],
+    weights: &[V],
+    add: impl Fn(T, V, V) -> T,
 ) -> Vec<T> {
     let mut out = vec![T::default(); images * outputs * area];
     for (i, out) in out.chunks_exact_mut(area.max(1)).enumerate() {
@@ -216,13 +227,13 @@ fn pointwise<T: Copy + Default>(
     out
 }
 
-fn convolved<T: Copy + Default>(
+fn convolved<V: Copy, T: Copy + Default>(
     call: &Call,
     x: &[usize],
     w: &[usize],
-    values: &[T],
-    weights: &[T],
-    add: impl Fn(T, T, T) -> T,
+    values: &[V],
+    weights: &[V],
+    add: impl Fn(T, V, V) -> T,
 ) -> Result<(Vec<usize>, Vec<T>), String> {
     let wrong = || format!("input {x:?} and weights {w:?}");
     let groups = call.node.int("group").and_then(|g| usize::try_from(g).ok()).unwrap_or(1);
@@ -306,7 +317,14 @@ impl Rows {
     }
 
     /// Adds what one tap of the window brings to each output pixel.
-    fn add<T: Copy>(&self, tap: usize, from: &[T], weight: T, out: &mut [T], add: impl Fn(T, T, T) -> T) {
+    fn add<V: Copy, T: Copy>(
+        &self,
+        tap: usize,
+        from: &[V],
+        weight: V,
+        out: &mut [T],
+        add: impl Fn(T, V, V) -> T,
+    ) {
         let (span, start) = &self.spans[tap % self.spans.len()];
         let rows = out.chunks_exact_mut(self.out_width.max(1));
         for (out, row) in rows.zip(&self.seen[tap / self.spans.len()]) {
