@@ -7,7 +7,7 @@ use crate::{
     image::Image,
     model::{LoadError, Model},
     preprocess::preprocess,
-    session::{RunError, Session, SessionOptions},
+    session::{Pictures, RunError, Session, SessionOptions},
     tensor::Tensor,
 };
 
@@ -74,6 +74,7 @@ impl Classifier {
             return Err(refuse(format!("mean and std need {channels} values each")));
         }
         options.input_shapes = vec![(name.clone(), shape)];
+        options.pictures = Some(Pictures { mean: constants.mean.clone(), std: constants.std.clone() });
         let mut session = Session::new(model, &options)?;
         // One run on an even grey shows whether the outputs are there, before a frame depends on it.
         let zeros = vec![0.0; (*channels * *height * *width) as usize];
@@ -118,11 +119,29 @@ impl Classifier {
     }
 
     pub fn classify(&mut self, image: &Image) -> Result<Judgement, RunError> {
-        let tensor = preprocess(image, &self.spec.input, &self.spec.preprocessing)?;
+        let tensor = match self.as_it_is(image) {
+            Some(tensor) => tensor,
+            None => preprocess(image, &self.spec.input, &self.spec.preprocessing)?,
+        };
         self.judge(tensor)
     }
 
-    /// `tensor`: a preprocessed picture, `[1, channels, height, width]` f32.
+    /// A picture of the network's size, if the engine takes it without preprocessing. A grey picture's values are repeated
+    /// for an RGB network.
+    fn as_it_is(&self, image: &Image) -> Option<Tensor> {
+        let Input { width, height, channels, .. } = self.spec.input;
+        let [width, height, channels] = [width, height, channels].map(|n| n as usize);
+        let fits = image.width() == width && image.height() == height && self.session.takes_pictures();
+        let pixels = match (image.channels(), channels) {
+            _ if !fits => return None,
+            (own, wanted) if own == wanted => image.pixels().to_vec(),
+            (1, wanted) => image.pixels().iter().flat_map(|v| std::iter::repeat_n(*v, wanted)).collect(),
+            _ => return None,
+        };
+        Tensor::new(vec![1, height, width, channels], crate::tensor::Data::U8(pixels)).ok()
+    }
+
+    /// `tensor`: a preprocessed picture, `[1, channels, height, width]` f32, or what [`Session::takes_pictures`] says.
     pub fn judge(&mut self, tensor: Tensor) -> Result<Judgement, RunError> {
         let mut outputs = self.session.run(&[(&self.spec.input.name, tensor)])?;
         let mut floats = |name: &str| {

@@ -33,7 +33,7 @@ pub use image::{Image, ImageError, ImageLimits};
 pub use model::{LoadError, Model, Port};
 pub use onnx::Limits;
 pub use preprocess::{PreprocessError, preprocess};
-pub use session::{EngineChoice, Guarding, Outputs, RunError, Session, SessionOptions};
+pub use session::{EngineChoice, Guarding, Outputs, Pictures, RunError, Session, SessionOptions};
 pub use tensor::{Data, ShapeError, Tensor};
 
 /// Does so many rounds of nothing but 8-bit multiply-accumulates, on one thread and the instruction set that networks run

@@ -40,7 +40,7 @@ impl std::str::FromStr for EngineChoice {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SessionOptions {
     pub engine: EngineChoice,
     /// Threads of one run, the caller's included: an upper bound. Engine `tract` uses one.
@@ -51,8 +51,17 @@ pub struct SessionOptions {
     pub input_shapes: Vec<(String, Vec<usize>)>,
     /// Values wanted beside the graph's outputs and the embedding, by name.
     pub extra_outputs: Vec<String>,
+    /// Lets the first input be a picture where the engine can take one, see [`Session::takes_pictures`].
+    pub pictures: Option<Pictures>,
     /// How far engine `gpu` is trusted; without, its failures are the caller's.
     pub guarding: Option<Guarding>,
+}
+
+/// What the bytes of a picture mean to a network, channel by channel: `(v - mean) / std`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pictures {
+    pub mean: Vec<f32>,
+    pub std: Vec<f32>,
 }
 
 /// Lets another engine finish what the GPU does not, see [`GuardPolicy`].
@@ -70,6 +79,7 @@ impl Default for SessionOptions {
             memory_limit_bytes: 2 << 30,
             input_shapes: vec![],
             extra_outputs: vec![],
+            pictures: None,
             guarding: None,
         }
     }
@@ -118,6 +128,7 @@ pub(crate) struct Request<'a> {
     pub(crate) shapes: &'a Shapes,
     pub(crate) outputs: &'a [ValueId],
     pub(crate) threads: usize,
+    pub(crate) pictures: Option<&'a Pictures>,
     pub(crate) guarding: Option<&'a Guarding>,
 }
 
@@ -167,6 +178,7 @@ impl Session {
             shapes: &shapes,
             outputs: &outputs,
             threads: options.threads,
+            pictures: options.pictures.as_ref(),
             guarding: options.guarding.as_ref(),
         };
         let engine = engine::build(options.engine, &request)?;
@@ -197,6 +209,20 @@ impl Session {
     /// Computes all outputs and the embedding.
     pub fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Outputs, RunError> {
         self.run_watched(inputs, &mut |_| ())
+    }
+
+    /// Whether the first input may be a picture instead: u8, `[1, height, width, channels]` where the network takes f32,
+    /// `[1, channels, height, width]`. It is normalised and quantised in one go, to the same bytes.
+    pub fn takes_pictures(&self) -> bool {
+        self.engine.takes_pictures()
+    }
+
+    fn is_picture(&self, input: &Input, tensor: &Tensor) -> bool {
+        let [n, c, h, w] = input.shape[..] else { return false };
+        self.takes_pictures()
+            && self.inputs.first().is_some_and(|first| first.name == input.name)
+            && matches!(tensor.data(), Data::U8(_))
+            && tensor.shape() == [n, h, w, c]
     }
 
     /// What happened to an engine that is guarded, since the last call.
@@ -239,7 +265,8 @@ impl Session {
             let given = inputs.iter().find(|(name, _)| *name == input.name).map(|(_, tensor)| tensor);
             let missing = || RunError::MissingInput { model: model(), input: input.name.clone() };
             let tensor = given.ok_or_else(missing)?;
-            if tensor.shape() != input.shape || !is_of(tensor.data(), input.data_type) {
+            let fits = tensor.shape() == input.shape && is_of(tensor.data(), input.data_type);
+            if !fits && !self.is_picture(input, tensor) {
                 return Err(RunError::InputMismatch {
                     model: model(),
                     input: input.name.clone(),
@@ -451,6 +478,30 @@ mod tests {
             let error = Model::from_graph(graph, &Limits::default()).unwrap_err().to_string();
             assert!(error.contains(r#"node "huge""#) && error.contains("elements"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_picture_gives_what_its_real_values_give() {
+        let (mean, std) = (vec![100.0, 120.0], vec![58.4, 3.3]);
+        let pictures = Some(Pictures { mean: mean.clone(), std: std.clone() });
+        let options = SessionOptions { pictures, engine: EngineChoice::Cpu, ..Default::default() };
+        let mut session = Session::new(&model(qdq_proto()), &options).unwrap();
+        assert!(session.takes_pictures());
+        for seed in 0u8..40 {
+            let pixels: Vec<u8> = (0..8).map(|i| seed.wrapping_mul(37).wrapping_add(i * 61)).collect();
+            // Channels side by side there, plane after plane here.
+            let real = |c: usize, p: usize| (f32::from(pixels[2 * p + c]) - mean[c]) / std[c];
+            let planes = (0..8).map(|i| real(i / 4, i % 4)).collect();
+            let planes = Tensor::f32(vec![1, 2, 2, 2], planes).unwrap();
+            let picture = Tensor::new(vec![1, 2, 2, 2], Data::U8(pixels)).unwrap();
+            let expected = session.run(&[("image", planes)]).unwrap();
+            assert_eq!(session.run(&[("image", picture)]).unwrap(), expected);
+        }
+        // Bytes mean nothing to a session that was not told.
+        let mut session = with_engine(qdq_proto(), EngineChoice::Cpu);
+        let picture = Tensor::new(vec![1, 2, 2, 2], Data::U8(vec![0; 8])).unwrap();
+        assert!(!session.takes_pictures());
+        assert!(matches!(session.run(&[("image", picture)]), Err(RunError::InputMismatch { .. })));
     }
 
     proptest! {

@@ -1,5 +1,7 @@
 //! Between plain tensors and activations: quantising, dequantising, and moving channels to where they belong.
 
+use std::sync::Arc;
+
 use super::{
     kernels::{Team, quantise, rint},
     plan::{Order, Quantity, Shape, View, ViewMut},
@@ -13,14 +15,54 @@ use crate::{
 const SIGN: u8 = 0x80;
 
 /// A plain tensor to an activation.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Import {
     pub(super) order: Order,
     /// How f32 becomes bytes: `rint(x / scale) + zero`, clamped. u8 and i8 are taken as they are.
     pub(super) quantity: Quantity,
+    /// What becomes of a picture's bytes, a table for each channel: the normalisation and this quantisation as one. A value
+    /// of u8 is a picture then, with the channels of a pixel side by side.
+    pub(super) pictures: Option<Arc<[[u8; 256]]>>,
 }
 
 impl Import {
+    /// From now on takes pictures, whose bytes `v` mean `(v - mean) / std`; whether it can.
+    pub(super) fn take_pictures(&mut self, mean: &[f32], std: &[f32], channels: usize) -> bool {
+        if self.order != Order::ChannelsLast || mean.len() != channels || std.len() != channels {
+            return false;
+        }
+        let Quantity { scale, zero } = self.quantity;
+        // The same operations in the same order as for a plain tensor.
+        let byte = |v: usize, mean: f32, std: f32| {
+            let real = (v as f32 - mean) / std;
+            (rint(real / scale) + i32::from(zero)).clamp(0, 255) as u8
+        };
+        let tables = mean.iter().zip(std).map(|(m, s)| std::array::from_fn(|v| byte(v, *m, *s)));
+        self.pictures = Some(tables.collect());
+        true
+    }
+
+    fn picture(&self, team: &mut Team, tables: &[[u8; 256]], values: &[u8], out: &mut [u8]) {
+        let c = tables.len();
+        let size = team.piece(out.len(), c, 16 << 10);
+        team.pieces(out, size, |part, out| {
+            let values = &values[part * size..][..out.len()];
+            if let ([a, b, c], (out, []), (values, [])) =
+                (tables, out.as_chunks_mut::<3>(), values.as_chunks::<3>())
+            {
+                for (out, v) in out.iter_mut().zip(values) {
+                    *out = [a[usize::from(v[0])], b[usize::from(v[1])], c[usize::from(v[2])]];
+                }
+                return;
+            }
+            for (out, values) in out.chunks_exact_mut(c).zip(values.chunks_exact(c)) {
+                for ((out, v), table) in out.iter_mut().zip(values).zip(tables) {
+                    *out = table[usize::from(*v)];
+                }
+            }
+        });
+    }
+
     pub(super) fn run(
         &self,
         team: &mut Team,
@@ -37,6 +79,9 @@ impl Import {
         }
         let Quantity { scale, zero } = self.quantity;
         match tensor.data() {
+            Data::U8(values) if self.pictures.is_some() && out.stride == shape.c => {
+                self.picture(team, self.pictures.as_deref().unwrap_or_default(), values, out.bytes);
+            }
             Data::F32(values)
                 if self.order == Order::ChannelsLast && out.stride == shape.c && shape.c > 0 =>
             {

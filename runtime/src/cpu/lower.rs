@@ -387,7 +387,11 @@ impl<'a> Lowering<'a> {
             Some(shape) => (shape, Order::ChannelsLast),
             None => (self.shape_in(value, Order::RowMajor)?, Order::RowMajor),
         };
-        let made = self.make(node, shape, Make::Import { value, import: Import { order, quantity } });
+        let made = self.make(
+            node,
+            shape,
+            Make::Import { value, import: Import { order, quantity, pictures: None } },
+        );
         Ok(Activation { made, offset: 0, shape, order, quantity, signed })
     }
 

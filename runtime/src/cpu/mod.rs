@@ -35,6 +35,7 @@ pub(crate) use steps::Touched;
 use crate::{
     engine::{Engine, guarded},
     graph::{Graph, NodeId, ValueId},
+    session::Pictures,
     shape::Shapes,
     tensor::Tensor,
 };
@@ -84,11 +85,13 @@ impl<'a> Sketch<'a> {
     pub(crate) fn build(self, threads: usize) -> Result<Cpu, String> {
         let (plan, parts) = guarded(|| self.schedule.plan())?;
         let (arena, team) = (Bytes::zeroed(plan.arena_bytes), Team::new(self.isa, threads));
-        Ok(Cpu { plan, parts, arena, scratch: Scratch::default(), team })
+        Ok(Cpu { takes_pictures: false, plan, parts, arena, scratch: Scratch::default(), team })
     }
 }
 
 pub(crate) struct Cpu {
+    /// The first input may be a picture.
+    takes_pictures: bool,
     plan: Plan,
     /// What became of each node.
     parts: Vec<Part>,
@@ -130,6 +133,13 @@ pub(crate) enum StepKind {
 }
 
 impl Cpu {
+    /// Lets the first input be a picture, if all that reads it can take one.
+    pub(crate) fn with_pictures(mut self, pictures: Option<&Pictures>) -> Self {
+        self.takes_pictures =
+            pictures.is_some_and(|Pictures { mean, std }| self.plan.take_pictures(mean, std));
+        self
+    }
+
     pub(crate) fn summary(&self) -> Summary {
         let step = |step: &plan::Step| {
             let (kind, read, place): (_, &[Place], _) = match &step.work {
@@ -171,5 +181,9 @@ impl Engine for Cpu {
 
     fn arena_bytes(&self) -> Option<usize> {
         Some(self.plan.arena_bytes)
+    }
+
+    fn takes_pictures(&self) -> bool {
+        self.takes_pictures
     }
 }

@@ -293,6 +293,27 @@ impl Plan {
         Self::new(steps, constants, outputs, &sizes, values.len(), pool)
     }
 
+    /// Lets the first input be a picture, see [`Import::take_pictures`]; whether all that reads it can.
+    pub(super) fn take_pictures(&mut self, mean: &[f32], std: &[f32]) -> bool {
+        let first = Slot::Input(0);
+        let mut any = false;
+        if self.outputs.contains(&first) {
+            return false;
+        }
+        for step in self.steps.iter_mut().filter(|step| step.work.reads().contains(&first)) {
+            match &mut step.work {
+                Work::Import { to, import, .. } if to.stride == to.shape.c => {
+                    if !import.take_pictures(mean, std, to.shape.c) {
+                        return false;
+                    }
+                    any = true;
+                }
+                _ => return false,
+            }
+        }
+        any
+    }
+
     /// Where a place begins in the arena.
     pub(super) fn arena_offset(&self, place: &Place) -> usize {
         self.buffers[place.buffer.0].start + place.offset

@@ -47,10 +47,10 @@ impl Cpu {
     /// The same steps in another order, in which each still comes after those whose results it reads: `order[i]` is what
     /// was step number `order[i]`.
     pub(crate) fn reordered(self, order: &[usize]) -> Self {
-        let Self { plan, parts, arena: _, scratch, team } = self;
+        let Self { takes_pictures, plan, parts, arena: _, scratch, team } = self;
         let plan = plan.reordered(order);
         let arena = super::Bytes::zeroed(plan.arena_bytes);
-        Self { plan, parts, arena, scratch, team }
+        Self { takes_pictures, plan, parts, arena, scratch, team }
     }
 
     /// Runs one step on what is in the arena.

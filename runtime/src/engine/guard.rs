@@ -317,6 +317,11 @@ impl Engine for Guard {
         self.trusted.arena_bytes()
     }
 
+    fn takes_pictures(&self) -> bool {
+        // Both run the same plan.
+        self.trusted.takes_pictures()
+    }
+
     fn take_events(&mut self) -> Vec<GuardEvent> {
         std::mem::take(&mut self.events)
     }

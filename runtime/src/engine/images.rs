@@ -265,6 +265,7 @@ mod tests {
                     shapes: &shapes,
                     outputs: &outputs,
                     threads: 1,
+                    pictures: None,
                     guarding: None,
                 });
             };

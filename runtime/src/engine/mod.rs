@@ -11,6 +11,7 @@ use crate::{
     cpu::{Isa, Sketch},
     gpu::Gpu,
     model::LoadError,
+    onnx::DataType,
     session::{EngineChoice, Guarding, Request},
     tensor::Tensor,
 };
@@ -36,6 +37,11 @@ pub(crate) trait Engine: Send {
     /// Bytes kept for intermediate values, where the engine plans them itself.
     fn arena_bytes(&self) -> Option<usize> {
         None
+    }
+
+    /// Whether the first input may be a picture instead, as the request says: u8, `[1, height, width, channels]`.
+    fn takes_pictures(&self) -> bool {
+        false
     }
 
     /// What happened since the last call, where an engine may fail and be replaced.
@@ -65,12 +71,19 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         let trusted = build(EngineChoice::Auto, request)?;
         let (model, inputs, outputs) =
             (request.model.clone(), request.inputs.to_vec(), request.outputs.to_vec());
-        let threads = request.threads;
+        let (threads, pictures) = (request.threads, request.pictures.cloned());
         let make = move || {
             let shapes = model.shapes(&inputs).map_err(|e| e.to_string())?;
             let (inputs, outputs) = (&inputs, &outputs);
-            let request =
-                Request { model: &model, inputs, shapes: &shapes, outputs, threads, guarding: None };
+            let request = Request {
+                model: &model,
+                inputs,
+                shapes: &shapes,
+                outputs,
+                threads,
+                pictures: pictures.as_ref(),
+                guarding: None,
+            };
             build(EngineChoice::Gpu, &request).map_err(|e| e.to_string())
         };
         let guard = guard::Guard::new(Box::new(make), trusted, policy.clone(), clock.clone());
@@ -96,9 +109,12 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
         LoadError::Engine { model, engine, reason }
     };
     let isa = Isa::chosen().map_err(|reason| failed("cpu", reason))?;
+    // A network that takes bytes itself takes them as they are.
+    let is_real = graph.inputs().next().is_some_and(|(_, info)| info.data_type() == Some(DataType::Float));
+    let pictures = request.pictures.filter(|_| is_real);
     let sketch = || Sketch::new(graph, shapes, outputs, isa).map_err(|reason| failed("cpu", reason));
     let cpu = |sketch: Sketch<'_>| {
-        let cpu = sketch.build(threads);
+        let cpu = sketch.build(threads).map(|cpu| cpu.with_pictures(pictures));
         cpu.map(|cpu| Box::new(cpu) as Box<dyn Engine>).map_err(|reason| failed("cpu", reason))
     };
     let tract = || {
@@ -110,6 +126,7 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
         EngineChoice::Cpu => cpu(sketch()?),
         EngineChoice::Gpu => {
             let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads);
+            let gpu = gpu.map(|gpu| gpu.with_pictures(pictures));
             gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
         }
         EngineChoice::Tract => tract(),

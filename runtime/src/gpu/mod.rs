@@ -33,6 +33,7 @@ use crate::{
     cpu::{Cpu, Isa, Sketch, StepKind, StepSummary, Summary, describe::Sources},
     engine::{Engine, StepTime, guarded},
     graph::{Graph, ValueId},
+    session::Pictures,
     shape::Shapes,
     tensor::Tensor,
 };
@@ -98,6 +99,11 @@ impl Gpu {
         }
         let memory = Memory::new(&device, &program)?;
         Ok(Self { device, program, memory, cpu, fault: None, runs: 0 })
+    }
+
+    /// Lets the first input be a picture, if all that reads it can take one.
+    pub(crate) fn with_pictures(self, pictures: Option<&Pictures>) -> Self {
+        Self { cpu: self.cpu.with_pictures(pictures), ..self }
     }
 
     pub(crate) fn dispatches(&self) -> usize {
@@ -168,6 +174,10 @@ impl Engine for Gpu {
 
     fn arena_bytes(&self) -> Option<usize> {
         Some(self.program.arena_bytes)
+    }
+
+    fn takes_pictures(&self) -> bool {
+        self.cpu.takes_pictures()
     }
 
     fn profile(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
