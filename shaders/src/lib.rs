@@ -68,6 +68,12 @@ pub enum Variant {
         /// Threads that share the input channels of a tile; 1 needs no workgroup memory.
         split: u32,
     },
+    /// The same, without groups and with `quads`, through workgroup memory: tiles of `8 * pixels` by `8 * out` words.
+    Tiled {
+        pixels: u32,
+        out: u32,
+        pointwise: bool,
+    },
     Depthwise {
         pixels: u32,
         /// Height, width, step to the right; dilation 1. Without: any window.
@@ -102,6 +108,7 @@ impl Variant {
     pub fn sharers(&self) -> u32 {
         match self {
             Self::Convolution { split, .. } => *split,
+            Self::Tiled { .. } => self.lanes(),
             Self::Mean { parts } => *parts,
             _ => 1,
         }
@@ -126,6 +133,11 @@ impl Variant {
                     ("GROUPED", flag(grouped)),
                     ("SPLIT", split),
                 ],
+            ),
+            Self::Tiled { pixels, out, pointwise } => (
+                ConvolutionParams::WGSL,
+                &[join, finish, include_str!("../wgsl/tiled.wgsl")],
+                vec![("PIXELS", pixels), ("OUT", out), ("POINTWISE", flag(pointwise))],
             ),
             Self::Depthwise { pixels, window } => {
                 let [h, w, stride] = window.unwrap_or_default();
@@ -164,6 +176,9 @@ impl Variant {
             for split in [1, 2, 4, 8, 16] {
                 all.push(Self::Convolution { pixels, out, quads, pointwise, grouped: false, split });
             }
+        }
+        if quads {
+            all.extend([(8, 2), (4, 2), (4, 1)].map(|(pixels, out)| Self::Tiled { pixels, out, pointwise }));
         }
         all
     }

@@ -58,7 +58,11 @@ fn vulkan_gets_the_dot_product_instruction_where_there_is_one() {
         let words = words.unwrap_or_else(|e| panic!("{variant:?}: {e}"));
         // OpSDot is operation 4450.
         let dots = words.iter().filter(|word| **word & 0xffff == 4450).count();
-        assert_eq!(dots > 0, matches!(variant, Variant::Convolution { .. }), "{variant:?}: {dots}");
+        assert_eq!(
+            dots > 0,
+            matches!(variant, Variant::Convolution { .. } | Variant::Tiled { .. }),
+            "{variant:?}: {dots}"
+        );
     }
 }
 

@@ -40,6 +40,9 @@ impl Task {
                             && *out as usize <= words.next_power_of_two()
                             && (*split == 1 || *split as usize <= depth)
                     }
+                    Variant::Tiled { pixels: p, out, .. } => {
+                        2 * pixels >= 8 * *p as usize && 2 * words >= 8 * *out as usize
+                    }
                     _ => false,
                 };
                 Variant::convolutions(quads, pointwise).into_iter().filter(fits).collect()

@@ -178,7 +178,11 @@ impl Lowering {
         } else {
             self.choices.choose(Task::Convolution { pixels, words, taps, depth, quads, pointwise })
         };
-        let Variant::Convolution { pixels: across, out: side, .. } = variant else { return None };
+        let (across, side) = match variant {
+            Variant::Convolution { pixels, out, .. } => (pixels, out),
+            Variant::Tiled { pixels, out, .. } => (8 * pixels, 8 * out),
+            _ => return None,
+        };
         let columns = words.div_ceil(side as usize);
         let packed = self.constants.convolution(
             filters,

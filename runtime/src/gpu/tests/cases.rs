@@ -140,6 +140,16 @@ pub(super) fn convolution_case(seed: u64) -> Model {
     done(graph)
 }
 
+/// From 80 channels to 72, 9 by 11 pixels.
+pub(super) fn middling_case(kernel: usize) -> Model {
+    let random = &mut Random::new(kernel as u64);
+    let mut graph = frame(&[1, 80, 9, 11], random.zero());
+    let node = convolution(&mut graph, random, ["x", "y"], [80, 72, 1], [kernel, kernel]);
+    graph.node.push(node.with_ints("pads", &[(kernel / 2) as i64; 4]));
+    quantise(&mut graph, "y", 0.05, random.zero());
+    done(graph)
+}
+
 /// Two convolutions with a skip connection around the second, and what comes behind it.
 pub(super) fn residual_case(seed: u64) -> Model {
     let random = &mut Random::new(seed);

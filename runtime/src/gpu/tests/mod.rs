@@ -6,7 +6,13 @@
 mod cases;
 mod faults;
 
-use super::{choice::Choices, device::adapters, *};
+use andon_shaders::Variant;
+
+use super::{
+    choice::{Choices, Task},
+    device::adapters,
+    *,
+};
 use crate::{
     Model, fixtures,
     onnx::{DataType, Limits},
@@ -144,6 +150,32 @@ fn convolutions_are_exact() {
             &cases::convolution_case(number as u64),
         );
         assert_eq!(left, 0, "convolution {number}: left to the CPU");
+    }
+}
+
+/// Those that go through workgroup memory, and some of their twins.
+#[test]
+fn tiles_are_exact() {
+    let devices = &mut devices();
+    for kernel in [1, 3] {
+        let (taps, pointwise) = (kernel * kernel, kernel == 1);
+        let task = Task::Convolution { pixels: 99, words: 18, taps, depth: 5, quads: true, pointwise };
+        let wanted = |variant: &Variant| match variant {
+            // Mesa takes a minute for each kernel of the largest.
+            Variant::Tiled { pixels: 4, .. } => true,
+            Variant::Convolution { pixels: 4, out: 2, split, .. } => *split == 4,
+            _ => false,
+        };
+        let variants: Vec<Variant> = task.variants().into_iter().filter(wanted).collect();
+        assert_eq!(variants.len(), 3);
+        for variant in variants {
+            let small = matches!(variant, Variant::Tiled { out: 1, .. });
+            for device in devices.iter_mut().filter(|device| small || !device.0.starts_with("gl")) {
+                let choices = Choices { known: [(task, variant)].into(), ..Default::default() };
+                let name = format!("case {variant:?}");
+                run_on(&name, &cases::middling_case(kernel), Compared::Outputs, device, choices);
+            }
+        }
     }
 }
 
