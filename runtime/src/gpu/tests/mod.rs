@@ -203,7 +203,9 @@ fn other_operators_are_exact() {
         for number in 0..cases_count(2) {
             let model = cases::operator_case(name, number as u64);
             let left = check_case(devices, &format!("case {name} {number}"), number, &model);
-            assert_eq!(left > 0, LEFT.contains(&name), "{name} {number}: {left} steps left to the CPU");
+            // Without a device nothing ran, and nothing was left.
+            let expected = LEFT.contains(&name) && !devices.is_empty();
+            assert_eq!(left > 0, expected, "{name} {number}: {left} steps left to the CPU");
         }
     }
 }
