@@ -13,7 +13,7 @@ use super::{
     layout::{Layout, Spot},
     lower::{Job, Lowering},
 };
-use crate::cpu::{Cpu, Place, arrange};
+use crate::cpu::{Cpu, Place, Shape, Touched, arrange, describe::Description};
 
 /// Bytes behind the arena that kernels may read, and ignore.
 const SLACK: usize = 1 << 16;
@@ -81,10 +81,18 @@ impl Program {
         let mut lowering = Lowering::new(Layout::new(&cpu.buffer_sizes(), &touched), choices);
         // Jobs in the plan's order; which of a step's they are is in each.
         let mut on_gpu = Vec::with_capacity(touched.len());
+        // Whether the step before has done the work of this one.
+        let mut spared = false;
         for (at, step) in touched.iter().enumerate() {
-            let description = cpu.description(at).zip(step.writes);
+            if std::mem::take(&mut spared) {
+                on_gpu.push(true);
+                continue;
+            }
+            let beyond = put_elsewhere(&cpu, &touched, at);
+            let description = cpu.description(at).zip(beyond.or(step.writes));
             let has = |(description, output)| lowering.step(at, &description, &step.reads, &output);
             on_gpu.push(description.is_some_and(has));
+            spared = on_gpu[at] && beyond.is_some();
         }
         let needs = dependencies(&cpu);
         let mut phase_of = vec![0; touched.len()];
@@ -176,8 +184,23 @@ impl Program {
     }
 }
 
+/// Where the result of a step goes in the end, if the next step does nothing but to copy it there: the CPU writes into no
+/// buffer that it reads from, the GPU can.
+fn put_elsewhere(cpu: &Cpu, touched: &[Touched], at: usize) -> Option<Place> {
+    let (step, next) = (touched.get(at)?, touched.get(at + 1)?);
+    let (result, Description::Strided { dims, start }) = (step.writes?, cpu.description(at + 1)?) else {
+        return None;
+    };
+    let Shape { c, .. } = result.shape;
+    let copies = start == [0, 0] && dims == [(result.shape.pixels(), [1, 0]), (c, [0, 1])];
+    let touches =
+        |other: &&Touched| other.reads.iter().chain(&other.writes).any(|place| place.buffer == result.buffer);
+    let alone = touched.iter().filter(touches).count() == 2;
+    next.writes.filter(|_| copies && alone && next.reads == [result])
+}
+
 /// Whether the buffer that a step writes into is written by both sides.
-fn is_mixed(touched: &[crate::cpu::Touched], on_gpu: &[bool], step: usize) -> bool {
+fn is_mixed(touched: &[Touched], on_gpu: &[bool], step: usize) -> bool {
     let Some(place) = &touched[step].writes else { return false };
     touched
         .iter()
@@ -186,8 +209,8 @@ fn is_mixed(touched: &[crate::cpu::Touched], on_gpu: &[bool], step: usize) -> bo
 }
 
 /// Whether the GPU has to know what a step on the CPU wrote.
-fn reads_on_gpu(touched: &[crate::cpu::Touched], on_gpu: &[bool], step: usize, place: &Place) -> bool {
-    let reads = |other: &crate::cpu::Touched| other.reads.iter().any(|read| read.buffer == place.buffer);
+fn reads_on_gpu(touched: &[Touched], on_gpu: &[bool], step: usize, place: &Place) -> bool {
+    let reads = |other: &Touched| other.reads.iter().any(|read| read.buffer == place.buffer);
     is_mixed(touched, on_gpu, step)
         || touched.iter().zip(on_gpu).any(|(other, on_gpu)| *on_gpu && reads(other))
 }
