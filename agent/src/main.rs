@@ -33,6 +33,8 @@ enum Command {
     Bench(commands::bench::BenchArgs),
     /// Show this machine's GPUs and measure what they can do at most
     Gpu(commands::gpu::GpuArgs),
+    /// Measure a network on GPU and CPU, and write down which kernels and which engine are fastest
+    Tune(commands::tune::TuneArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +59,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Explain(args) => commands::explain::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Gpu(args) => commands::gpu::run(&args),
+        Command::Tune(args) => commands::tune::run(&args),
     }
 }
 

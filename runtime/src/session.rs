@@ -3,8 +3,11 @@
 //! A session is made once and run many times, from one thread at a time; what an engine allocates, it allocates when
 //! the session is made, as far as it can. A fault inside an engine, a panic included, is an error of this run.
 
+use std::sync::Arc;
+
 use crate::{
     engine::{self, Clock, Engine, GuardEvent, GuardPolicy},
+    gpu::Tuning,
     graph::ValueId,
     model::{LoadError, Model},
     onnx::DataType,
@@ -53,6 +56,8 @@ pub struct SessionOptions {
     pub extra_outputs: Vec<String>,
     /// Lets the first input be a picture where the engine can take one, see [`Session::takes_pictures`].
     pub pictures: Option<Pictures>,
+    /// What was measured on this device: which engine is faster, and how the GPU is.
+    pub tuning: Option<Arc<Tuning>>,
     /// How far engine `gpu` is trusted; without, its failures are the caller's.
     pub guarding: Option<Guarding>,
 }
@@ -80,6 +85,7 @@ impl Default for SessionOptions {
             input_shapes: vec![],
             extra_outputs: vec![],
             pictures: None,
+            tuning: None,
             guarding: None,
         }
     }
@@ -129,6 +135,7 @@ pub(crate) struct Request<'a> {
     pub(crate) outputs: &'a [ValueId],
     pub(crate) threads: usize,
     pub(crate) pictures: Option<&'a Pictures>,
+    pub(crate) tuning: Option<&'a Arc<Tuning>>,
     pub(crate) guarding: Option<&'a Guarding>,
 }
 
@@ -179,6 +186,7 @@ impl Session {
             outputs: &outputs,
             threads: options.threads,
             pictures: options.pictures.as_ref(),
+            tuning: options.tuning.as_ref(),
             guarding: options.guarding.as_ref(),
         };
         let engine = engine::build(options.engine, &request)?;

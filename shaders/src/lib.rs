@@ -5,6 +5,8 @@
 //! than [`Limits`]. A [`Variant`] is a kernel with its compile-time numbers filled in; several variants of one kernel
 //! compute the same bytes, and which is fastest is a question to the hardware. Knows no GPU library: texts and numbers only.
 
+use serde::{Deserialize, Serialize};
+
 mod params;
 mod probe;
 mod template;
@@ -53,7 +55,8 @@ pub mod join {
 }
 
 /// A kernel with its compile-time numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Variant {
     Convolution {
         /// Pixels and words of output channels a thread.

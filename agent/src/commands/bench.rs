@@ -7,7 +7,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_runtime::{Data, Session, SessionOptions, Tensor, onnx::DataType};
+use andon_runtime::{Data, Session, Tensor, onnx::DataType};
 use anyhow::bail;
 
 use super::{EngineArgs, bench_steps, load_model, say};
@@ -35,8 +35,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let clock = SystemClock::new();
     let start = clock.elapsed();
     let model = load_model(&args.model)?;
-    let (engine, threads) = (args.engine.engine, usize::from(args.engine.threads));
-    let mut session = Session::new(&model, &SessionOptions { engine, threads, ..Default::default() })?;
+    let threads = usize::from(args.engine.threads);
+    let mut session = Session::new(&model, &args.engine.options()?)?;
     let load = clock.elapsed().saturating_sub(start);
     let types = model.inputs().into_iter().map(|port| port.data_type);
     let inputs =

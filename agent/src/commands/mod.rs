@@ -9,15 +9,17 @@ pub(crate) mod infer;
 mod npy;
 pub(crate) mod run;
 mod run_model;
+pub(crate) mod tune;
 
 use std::{
     fmt::Display,
     fs::File,
     io::{ErrorKind, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use andon_runtime::{EngineChoice, Limits, Model};
+use andon_runtime::{EngineChoice, Limits, Model, SessionOptions};
 use anyhow::{Context, bail};
 
 /// Engine and threads, as every subcommand that runs a network takes them.
@@ -29,7 +31,25 @@ pub(crate) struct EngineArgs {
     /// Threads that the engine may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: u16,
+    /// What `tune` has found out about this network on this device
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tuning: Option<PathBuf>,
 }
+
+impl EngineArgs {
+    pub(crate) fn options(&self) -> anyhow::Result<SessionOptions> {
+        let read = |path: &PathBuf| {
+            let bytes = read(path, TUNING_BYTES_MAX)?;
+            let tuning = serde_json::from_slice(&bytes);
+            tuning.map(Arc::new).with_context(|| format!("{} is no tuning", path.display()))
+        };
+        let tuning = self.tuning.as_ref().map(read).transpose()?;
+        let (engine, threads) = (self.engine, usize::from(self.threads));
+        Ok(SessionOptions { engine, threads, tuning, ..Default::default() })
+    }
+}
+
+const TUNING_BYTES_MAX: usize = 4 << 20;
 
 /// Text on standard output. A reader that has seen enough (`| head`) ends the program quietly.
 pub(crate) fn say(text: impl Display) -> anyhow::Result<()> {

@@ -99,12 +99,18 @@ def measure(program, contender, name, args):
                    "--runs", args.runs, "--warmup", args.warmup]
     else:
         command = [program, "bench", *options, "--engine", contender.split()[1]]
-        command += ["--threads", args.threads] if contender == CPU else []
+        command += ["--threads", args.threads]
+        command += tuned(args.site.parent, name) if contender == GPU else []
     code, out, error = call(command)
     lines = [line for line in out.splitlines() if line.startswith("{")]
     if code or not lines:
         return {"error": error[-500:] or out[-500:]}
     return json.loads(lines[-1])
+
+
+def tuned(folder, name):
+    path = folder / f"{name}.tuning.json"
+    return ["--tuning", path] if path.exists() else []
 
 
 def contest(program, name, args):
@@ -167,7 +173,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--warmup", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=4, help="of our engine on the CPU")
+    parser.add_argument("--threads", type=int, default=4, help="of our engines on the CPU")
     parser.add_argument("--no-tuning", action="store_true")
     # One measurement of a peer, for itself.
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
@@ -201,7 +207,8 @@ def main():
         if not args.no_tuning:
             report["tuning"] = []
             for name in args.only:
-                code, out, error = call([program, "tune", "--model", HERE / f"{name}.onnx", "--json"], 300)
+                code, out, error = call([program, "tune", "--model", HERE / f"{name}.onnx", "--threads", args.threads,
+                                          "--json", "--out", folder / f"{name}.tuning.json"], 300)
                 report["tuning"].append({"model": name} | (json.loads(out) if out.startswith("{") else {"error": error[-1000:]}))
                 print(json.dumps(report["tuning"][-1])[:2000], flush=True)
                 save()
@@ -210,8 +217,8 @@ def main():
             for line in contest(program, name, args):
                 report["results"].append(line)
                 print(json.dumps(line), flush=True)
-            code, out, error = call([program, "bench", "--model", HERE / f"{name}.onnx", "--engine", "gpu", "--runs", 50,
-                                     "--warmup", 10, "--per-step"])
+            code, out, error = call([program, "bench", "--model", HERE / f"{name}.onnx", "--engine", "gpu", "--runs", 20,
+                                     "--warmup", 10, "--threads", args.threads, "--per-step", *tuned(folder, name)])
             report["steps"][name] = (out or error).splitlines()
             save()
     print(f"\n{'model':<14}{'gpu ms':>9}{'cpu ms':>9}" + "".join(f"{p:>12}" for p in PEERS) + f"   ratio, goal {GOAL}")

@@ -27,7 +27,7 @@ impl Clock {
         Self(Arc::new(elapsed))
     }
 
-    fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         (self.0)()
     }
 }

@@ -266,6 +266,7 @@ mod tests {
                     outputs: &outputs,
                     threads: 1,
                     pictures: None,
+                    tuning: None,
                     guarding: None,
                 });
             };

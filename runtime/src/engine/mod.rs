@@ -9,7 +9,7 @@ pub use guard::{Clock, Failure, GuardEvent, GuardPolicy};
 
 use crate::{
     cpu::{Isa, Sketch},
-    gpu::Gpu,
+    gpu::{self, Gpu},
     model::LoadError,
     onnx::DataType,
     session::{EngineChoice, Guarding, Request},
@@ -67,11 +67,18 @@ pub struct StepTime {
 
 /// The engine asked for, or the first that does well by the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
+    if choice == EngineChoice::Auto
+        && request.tuning.is_some_and(|tuning| gpu::wins(tuning))
+        && let Ok(engine) = build(EngineChoice::Gpu, request)
+    {
+        return Ok(engine);
+    }
     if let (EngineChoice::Gpu, Some(Guarding { policy, clock })) = (choice, request.guarding) {
-        let trusted = build(EngineChoice::Auto, request)?;
+        let trusted = build(EngineChoice::Auto, &Request { tuning: None, ..*request })?;
         let (model, inputs, outputs) =
             (request.model.clone(), request.inputs.to_vec(), request.outputs.to_vec());
-        let (threads, pictures) = (request.threads, request.pictures.cloned());
+        let (threads, pictures, tuning) =
+            (request.threads, request.pictures.cloned(), request.tuning.cloned());
         let make = move || {
             let shapes = model.shapes(&inputs).map_err(|e| e.to_string())?;
             let (inputs, outputs) = (&inputs, &outputs);
@@ -82,6 +89,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
                 outputs,
                 threads,
                 pictures: pictures.as_ref(),
+                tuning: tuning.as_ref(),
                 guarding: None,
             };
             build(EngineChoice::Gpu, &request).map_err(|e| e.to_string())
@@ -125,7 +133,7 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
     match choice {
         EngineChoice::Cpu => cpu(sketch()?),
         EngineChoice::Gpu => {
-            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads);
+            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads, request.tuning.map(|t| &**t));
             let gpu = gpu.map(|gpu| gpu.with_pictures(pictures));
             gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
         }

@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 
 use andon_shaders::Variant;
+use serde::{Deserialize, Serialize};
 
 /// What a step asks of a kernel that has variants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Task {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
     /// `words` of output channels; `depth`: what a tap reads of a pixel, in words or groups of four of them.
     Convolution {
         pixels: usize,

@@ -97,8 +97,7 @@ impl Lowering {
         let Packed { weights, bias, multiplier } = self.constants.depthwise(filters, taps);
         let known = matches!((kernel, strides), ([3, 3] | [5, 5], [1, 1] | [2, 2])) && dilations == [1, 1];
         let window = known.then(|| [kernel[0] as u32, kernel[1] as u32, strides[1] as u32]);
-        let variant =
-            self.choices.choose(Task::Depthwise { rows: output.h, columns: output.w, words, window });
+        let variant = self.choose(Task::Depthwise { rows: output.h, columns: output.w, words, window });
         let Variant::Depthwise { pixels: across, .. } = variant else { return };
         let tiles = words * output.w.div_ceil(across as usize) * output.h;
         let pad = word_of(what.zero);
@@ -176,7 +175,7 @@ impl Lowering {
         let variant = if grouped {
             Variant::Convolution { pixels: 4, out: 1, quads, pointwise, grouped, split: 1 }
         } else {
-            self.choices.choose(Task::Convolution { pixels, words, taps, depth, quads, pointwise })
+            self.choose(Task::Convolution { pixels, words, taps, depth, quads, pointwise })
         };
         let (across, side) = match variant {
             Variant::Convolution { pixels, out, .. } => (pixels, out),

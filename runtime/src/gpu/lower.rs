@@ -31,6 +31,8 @@ pub(crate) struct Job {
     pub(crate) touches: Vec<usize>,
     /// The step of the plan whose work it is.
     pub(crate) step: usize,
+    /// What the variant was chosen for.
+    pub(crate) task: Option<Task>,
 }
 
 pub(crate) struct Lowering {
@@ -45,6 +47,8 @@ pub(crate) struct Lowering {
     pub(crate) fixtures: Vec<(Spot, Vec<u8>)>,
     pub(super) choices: Choices,
     step: usize,
+    /// Of the next job.
+    task: Option<Task>,
 }
 
 /// Bytes in the arena that a copy reads or writes.
@@ -78,7 +82,8 @@ impl Lowering {
     pub(crate) fn new(layout: Layout, choices: Choices) -> Self {
         let sizes = layout.sizes.clone();
         let constants = Constants::default();
-        Self { layout, constants, jobs: vec![], sizes, pads: vec![], fixtures: vec![], choices, step: 0 }
+        let (pads, fixtures) = (vec![], vec![]);
+        Self { layout, constants, jobs: vec![], sizes, pads, fixtures, choices, step: 0, task: None }
     }
 
     /// So many bytes that are all the same, whatever runs.
@@ -112,7 +117,14 @@ impl Lowering {
         params: impl Fn(Bases<'_>) -> Vec<u32> + Send + 'static,
     ) {
         let touches = touches.iter().map(|spot| spot.buffer).collect();
-        self.jobs.push(Job { variant, tiles, params: Box::new(params), touches, step: self.step });
+        let task = self.task.take();
+        self.jobs.push(Job { variant, tiles, params: Box::new(params), touches, step: self.step, task });
+    }
+
+    /// The variant for the next job.
+    pub(super) fn choose(&mut self, task: Task) -> Variant {
+        self.task = Some(task);
+        self.choices.choose(task)
     }
 
     /// Whether the step can run on the GPU; then its jobs are there.
@@ -373,7 +385,7 @@ impl Lowering {
 
     fn mean(&mut self, from: Spot, out: Spot, stairs: u32) {
         let (words, pixels) = (out.words(), from.shape.pixels());
-        let variant = self.choices.choose(Task::Mean { pixels, words });
+        let variant = self.choose(Task::Mean { pixels, words });
         self.push(variant, words, &[from, out], move |bases| {
             let params = MeanParams {
                 in_base: at(from, bases),

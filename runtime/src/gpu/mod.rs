@@ -20,11 +20,14 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod trusted;
+mod tune;
 
 use choice::Choices;
+pub use choice::Task;
 use device::{Checks, Device, chosen};
 pub(crate) use fault::Fault;
 pub use probe::{GpuAdapter, GpuPeaks, gpus};
+pub use tune::{AdapterKey, Tuned, Tuning, tune};
 
 use program::Program;
 use run::Memory;
@@ -52,7 +55,8 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
-    /// `threads`: of the steps that run on the CPU.
+    /// `threads`: of the steps that run on the CPU; `tuning` counts if it is of this GPU.
+    #[expect(clippy::too_many_arguments, reason = "each is one of the request's")]
     pub(crate) fn new(
         graph: &Graph,
         shapes: &Shapes,
@@ -61,13 +65,17 @@ impl Gpu {
         threads: usize,
         device: Device,
         fault: Option<Fault>,
+        tuning: Option<&Tuning>,
     ) -> Result<Self, String> {
         let sketch = Sketch::with(graph, shapes, outputs, isa, Sources::Kept)?;
         if !sketch.has_byte_steps() {
             let why = sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into());
             return Err(format!("it has no int8 steps: {why}"));
         }
-        let choices = Choices::of(device.info.device_type);
+        let mut choices = Choices::of(device.info.device_type);
+        if let Some(tuning) = tuning.filter(|tuning| tuning.fits(&device.info)) {
+            choices.known = tuning.known();
+        }
         fault.map_or(Ok(()), |fault| fault.memory(&device))?;
         let gpu = Self::of(sketch.build(threads)?, device, choices)?;
         Ok(Self { fault, ..gpu })
@@ -80,6 +88,7 @@ impl Gpu {
         outputs: &[ValueId],
         isa: Isa,
         threads: usize,
+        tuning: Option<&Tuning>,
     ) -> Result<Self, String> {
         // Drivers are not ours.
         guarded(|| {
@@ -87,7 +96,7 @@ impl Gpu {
             let fault = Fault::asked()?;
             fault.map_or(Ok(()), Fault::adapter)?;
             let device = Device::new(&chosen()?, checks)?;
-            Self::new(graph, shapes, outputs, isa, threads, device, fault)
+            Self::new(graph, shapes, outputs, isa, threads, device, fault, tuning)
         })
     }
 
@@ -99,6 +108,10 @@ impl Gpu {
         }
         let memory = Memory::new(&device, &program)?;
         Ok(Self { device, program, memory, cpu, fault: None, runs: 0 })
+    }
+
+    pub(super) fn into_device(self) -> Device {
+        self.device
     }
 
     /// Lets the first input be a picture, if all that reads it can take one.
@@ -183,4 +196,9 @@ impl Engine for Gpu {
     fn profile(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
         guarded(|| self.profiled(inputs))
     }
+}
+
+/// Whether a tuning is of the GPU that would be used, and found it faster.
+pub(crate) fn wins(tuning: &Tuning) -> bool {
+    tuning.engine == "gpu" && guarded(|| Ok(tuning.fits(&chosen()?.get_info()))).unwrap_or(false)
 }

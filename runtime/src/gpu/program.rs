@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use andon_shaders::Variant;
 
 use super::{
-    choice::Choices,
+    choice::{Choices, Task},
     layout::{Layout, Spot},
     lower::{Job, Lowering},
 };
@@ -35,6 +35,8 @@ pub(crate) struct Dispatch {
     pub(crate) params: Vec<u32>,
     /// The step of the plan whose work it is.
     pub(crate) step: usize,
+    /// What the variant was chosen for.
+    pub(crate) task: Option<Task>,
 }
 
 #[derive(Default)]
@@ -268,5 +270,5 @@ fn dispatch(job: Job, bases: &[usize], number: &HashMap<usize, usize>) -> Dispat
     let rows = groups.div_ceil(andon_shaders::Limits::WORKGROUPS);
     let workgroups = [groups.div_ceil(rows), rows];
     let params = (job.params)(bases);
-    Dispatch { variant: job.variant, workgroups, params, step: number[&job.step] }
+    Dispatch { variant: job.variant, workgroups, params, step: number[&job.step], task: job.task }
 }

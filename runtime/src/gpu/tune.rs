@@ -1,0 +1,296 @@
+//! Which variant of each kernel is fastest on a GPU, and whether the GPU is faster than the CPU at all: [`tune`].
+//!
+//! All variants give the same bytes, so that nothing but time is decided here. What was found is a [`Tuning`], which a
+//! person can read and a session can use; it holds for one adapter, one driver and one network.
+
+use std::{collections::HashMap, time::Duration};
+
+use andon_shaders::Variant;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Gpu,
+    choice::{Choices, Task},
+    device::{Checks, Device, chosen},
+};
+use crate::{
+    cpu::{Isa, Sketch, describe::Sources},
+    engine::{Clock, Engine, guarded},
+    graph::{Graph, ValueId},
+    model::Model,
+    shape::Shapes,
+    tensor::{Data, Tensor},
+};
+
+/// Of the form of [`Tuning`]: another one is not read.
+const FORMAT: u32 = 1;
+
+/// What was measured for one network on one GPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tuning {
+    pub format: u32,
+    pub adapter: AdapterKey,
+    /// The network's, as the caller names it: a digest of its file.
+    pub model: String,
+    /// `gpu` or `cpu`: what computes a frame sooner, with transfers and all.
+    pub engine: String,
+    pub cpu_ms: f64,
+    pub gpu_ms: f64,
+    /// Threads of the CPU in both.
+    pub threads: usize,
+    /// Why kernels were not tuned, if they were not.
+    pub untuned: Option<String>,
+    pub kernels: Vec<Tuned>,
+}
+
+/// What an adapter is recognised by: another driver may have other kernels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterKey {
+    pub name: String,
+    pub backend: String,
+    pub driver: String,
+    pub driver_info: String,
+    pub vendor: u32,
+    pub device: u32,
+}
+
+/// The fastest variant for what a network asks of a kernel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tuned {
+    pub task: Task,
+    pub variant: Variant,
+    pub us: f64,
+    /// What would be taken without measuring, and its time.
+    pub instead_of: Option<(Variant, f64)>,
+    /// How many were tried.
+    pub tried: usize,
+}
+
+impl AdapterKey {
+    pub(crate) fn of(info: &wgpu::AdapterInfo) -> Self {
+        Self {
+            name: info.name.clone(),
+            backend: info.backend.to_str().into(),
+            driver: info.driver.clone(),
+            driver_info: info.driver_info.clone(),
+            vendor: info.vendor,
+            device: info.device,
+        }
+    }
+}
+
+impl Tuning {
+    /// Whether it says something about this adapter.
+    pub(crate) fn fits(&self, info: &wgpu::AdapterInfo) -> bool {
+        self.format == FORMAT && self.adapter == AdapterKey::of(info)
+    }
+
+    pub(crate) fn known(&self) -> HashMap<Task, Variant> {
+        self.kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect()
+    }
+}
+
+/// A network whose engine is to be chosen.
+struct Subject<'a> {
+    graph: &'a Graph,
+    shapes: &'a Shapes,
+    outputs: &'a [ValueId],
+    threads: usize,
+    inputs: Vec<Tensor>,
+}
+
+/// Measures for at most `budget`, and a little more, on the adapter that would be used. `model_name` is written down.
+pub fn tune(
+    model: &Model,
+    model_name: &str,
+    threads: usize,
+    clock: &Clock,
+    budget: Duration,
+) -> Result<Tuning, String> {
+    guarded(|| {
+        let closed = model.closed_inputs();
+        let shapes = model.shapes(&closed).map_err(|e| e.to_string())?;
+        let outputs = model.wanted();
+        let inputs = closed.iter().zip(model.inputs()).map(|((_, dims), port)| noise(dims, port.data_type));
+        let inputs = inputs.collect::<Result<_, String>>()?;
+        let subject = Subject { graph: model.graph(), shapes: &shapes, outputs: &outputs, threads, inputs };
+        let end = clock.now() + budget;
+        let device = Device::new(&chosen()?, Checks::Off)?;
+        let adapter = AdapterKey::of(&device.info);
+        let mut choices = Choices::of(device.info.device_type);
+        let (device, found) = subject.kernels(device, &choices, &|| clock.now() < end)?;
+        let (kernels, untuned) = match found {
+            Ok(kernels) => (kernels, None),
+            Err(why) => (vec![], Some(why)),
+        };
+        choices.known = kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect();
+        let mut gpu = subject.gpu(device, choices)?;
+        let mut cpu = subject.sketch(Sources::Dropped)?.build(threads)?;
+        let (gpu_ms, cpu_ms) = subject.compare([&mut gpu, &mut cpu], clock)?;
+        let engine = if gpu_ms < cpu_ms { "gpu" } else { "cpu" }.into();
+        let model = model_name.into();
+        Ok(Tuning { format: FORMAT, adapter, model, engine, cpu_ms, gpu_ms, threads, untuned, kernels })
+    })
+}
+
+/// The same each time.
+fn noise(dims: &[usize], data_type: Option<crate::onnx::DataType>) -> Result<Tensor, String> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        // xorshift32: Marsaglia 2003.
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    };
+    let range = 0..dims.iter().product::<usize>();
+    let data = match data_type {
+        Some(crate::onnx::DataType::Uint8) => Data::U8(range.map(|_| next() as u8).collect()),
+        Some(crate::onnx::DataType::Int8) => Data::I8(range.map(|_| next() as i8).collect()),
+        Some(crate::onnx::DataType::Float) => {
+            Data::F32(range.map(|_| next() as f32 / u32::MAX as f32 * 4.0 - 2.0).collect())
+        }
+        other => return Err(format!("an input of type {other:?} cannot be made up")),
+    };
+    Tensor::new(dims.to_vec(), data).map_err(|e| e.to_string())
+}
+
+impl Subject<'_> {
+    fn sketch(&self, sources: Sources) -> Result<Sketch<'_>, String> {
+        Sketch::with(self.graph, self.shapes, self.outputs, Isa::chosen()?, sources)
+    }
+
+    fn gpu(&self, device: Device, choices: Choices) -> Result<Gpu, String> {
+        Gpu::of(self.sketch(Sources::Kept)?.build(self.threads)?, device, choices)
+    }
+
+    /// The fastest variant for each task; the device comes back with what was compiled.
+    fn kernels(
+        &self,
+        mut device: Device,
+        choices: &Choices,
+        in_time: &dyn Fn() -> bool,
+    ) -> Result<(Device, Result<Vec<Tuned>, String>), String> {
+        /// Runs of each variant, of which the fastest counts.
+        const RUNS: usize = 3;
+        let inputs: Vec<&Tensor> = self.inputs.iter().collect();
+        let mut times: HashMap<Task, Vec<(Variant, f64)>> = HashMap::new();
+        let mut usual: HashMap<Task, (Variant, f64)> = HashMap::new();
+        // What would be taken comes first, so that it is there when time runs out.
+        for forced in std::iter::once(None).chain((0..).map(Some)) {
+            let more = |number: usize| times.keys().any(|task| task.variants().len() > number);
+            if forced.is_some_and(|number| !more(number)) || !in_time() {
+                break;
+            }
+            let mut gpu = self.gpu(device, Choices { forced, ..choices.clone() })?;
+            for _ in 0..RUNS {
+                let timed = match gpu.profiled(&inputs) {
+                    Ok(timed) => timed,
+                    Err(why) => return Ok((gpu.into_device(), Err(why))),
+                };
+                let dispatches = gpu.program.phases.iter().flat_map(|phase| &phase.dispatches);
+                for (dispatch, one) in dispatches.zip(timed) {
+                    let Some(task) = dispatch.task else { continue };
+                    let us = one.time.as_secs_f64() * 1e6;
+                    let known = times.entry(task).or_default();
+                    match known.iter_mut().find(|(variant, _)| *variant == dispatch.variant) {
+                        Some((_, best)) => *best = best.min(us),
+                        None => known.push((dispatch.variant, us)),
+                    }
+                    if forced.is_none() {
+                        let usual = usual.entry(task).or_insert((dispatch.variant, us));
+                        usual.1 = usual.1.min(us);
+                    }
+                }
+            }
+            device = gpu.into_device();
+        }
+        let mut tuned: Vec<Tuned> = vec![];
+        for (task, variants) in &times {
+            let fastest = variants.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+            if let Some((variant, us)) = fastest.copied() {
+                let instead_of = usual.get(task).copied().filter(|(usual, _)| *usual != variant);
+                tuned.push(Tuned { task: *task, variant, us, instead_of, tried: variants.len() });
+            }
+        }
+        tuned.sort_by_key(|tuned| tuned.task);
+        Ok((device, Ok(tuned)))
+    }
+
+    /// Milliseconds of a run on each, in turns; the median.
+    fn compare(&self, mut engines: [&mut dyn Engine; 2], clock: &Clock) -> Result<(f64, f64), String> {
+        const ROUNDS: usize = 15;
+        const ENOUGH: Duration = Duration::from_secs(3);
+        let inputs: Vec<&Tensor> = self.inputs.iter().collect();
+        let end = clock.now() + ENOUGH;
+        let mut times = [vec![], vec![]];
+        engines.iter_mut().try_for_each(|engine| engine.run(&inputs).map(drop))?;
+        for _ in 0..ROUNDS {
+            for (engine, times) in engines.iter_mut().zip(&mut times) {
+                let start = clock.now();
+                engine.run(&inputs)?;
+                times.push(clock.now().saturating_sub(start));
+            }
+            if clock.now() > end {
+                break;
+            }
+        }
+        let [a, b] = times.map(|mut times| {
+            times.sort_unstable();
+            times[times.len() / 2].as_secs_f64() * 1e3
+        });
+        Ok((a, b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    };
+
+    use super::*;
+    use crate::{EngineChoice, Session, SessionOptions, fixtures};
+
+    /// A clock that goes on with each look at it.
+    fn clock() -> Clock {
+        let now = Arc::new(AtomicU64::new(0));
+        Clock::new(move || Duration::from_millis(now.fetch_add(1, SeqCst)))
+    }
+
+    #[test]
+    fn what_was_tuned_can_be_written_down_and_used() {
+        if super::super::device::adapters().is_empty() {
+            assert!(std::env::var("ANDON_TEST_GPU").is_err(), "no GPU and nothing that plays one");
+            return eprintln!("NOT TESTED: no GPU and nothing that plays one");
+        }
+        let model = fixtures::model(fixtures::qdq_proto());
+        let tuning = tune(&model, "digest", 1, &clock(), Duration::from_secs(60)).unwrap();
+        assert!(tuning.untuned.is_some() || !tuning.kernels.is_empty(), "{tuning:?}");
+        for tuned in &tuning.kernels {
+            assert_eq!(tuned.tried, tuned.task.variants().len(), "{tuned:?}");
+            assert!(tuned.task.variants().contains(&tuned.variant));
+        }
+        let options = SessionOptions {
+            engine: EngineChoice::Gpu,
+            tuning: Some(Arc::new(tuning.clone())),
+            ..Default::default()
+        };
+        let mut session = Session::new(&model, &options).unwrap();
+        let expected = Session::new(&model, &SessionOptions::default()).unwrap();
+        let mut expected = expected;
+        let run = |session: &mut Session| session.run(&[("image", fixtures::image())]).unwrap();
+        assert_eq!(run(&mut session), run(&mut expected));
+        // The engine that was faster is taken, as long as the GPU is the one that was measured.
+        for engine in ["gpu", "cpu"] {
+            let tuning = Tuning { engine: engine.into(), ..tuning.clone() };
+            let options = SessionOptions { tuning: Some(Arc::new(tuning.clone())), ..Default::default() };
+            assert_eq!(Session::new(&model, &options).unwrap().engine(), engine);
+            let mut other = tuning;
+            other.adapter.driver_info.push_str(" another");
+            let options = SessionOptions { tuning: Some(Arc::new(other)), ..Default::default() };
+            assert_eq!(Session::new(&model, &options).unwrap().engine(), "cpu");
+        }
+    }
+}
