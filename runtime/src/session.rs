@@ -496,7 +496,8 @@ mod tests {
         let mut session = Session::new(&model(qdq_proto()), &options).unwrap();
         assert!(session.takes_pictures());
         for seed in 0u8..40 {
-            let pixels: Vec<u8> = (0..8).map(|i| seed.wrapping_mul(37).wrapping_add(i * 61)).collect();
+            let pixels: Vec<u8> =
+                (0..8u8).map(|i| seed.wrapping_mul(37).wrapping_add(i.wrapping_mul(61))).collect();
             // Channels side by side there, plane after plane here.
             let real = |c: usize, p: usize| (f32::from(pixels[2 * p + c]) - mean[c]) / std[c];
             let planes = (0..8).map(|i| real(i / 4, i % 4)).collect();
