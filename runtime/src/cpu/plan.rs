@@ -443,7 +443,7 @@ fn run(work: &mut Work, context: &mut Context<'_>, memory: Memory<'_>) -> Result
             }
             let slot = |slot: &Option<Slot>| slot.map(|s| read(s, given, constants, values)).transpose();
             let tensors = inputs.iter().map(slot).collect::<Result<Vec<_>, _>>()?;
-            let results = call.run(&tensors)?;
+            let results = call.run_on(context.team, &tensors)?;
             for (to, tensor) in outputs.iter().zip(results) {
                 if let Some(to) = to {
                     values[*to] = Some(tensor);

@@ -298,8 +298,8 @@ pub(super) fn split(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tenso
     parts.ok_or("sizes that do not add up")?.iter().map(part).collect()
 }
 
-pub(super) fn concat(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
-    let parts: Vec<&Tensor> = (0..inputs.len()).map(|i| get(inputs, i)).collect::<Result<_, _>>()?;
+/// The shape of a concatenation, and how many rows each part has.
+pub(super) fn concatenated(call: &Call, parts: &[&Tensor]) -> Result<(Vec<usize>, usize), String> {
     let first = *parts.first().ok_or("it has no inputs")?;
     let d = call.axis("axis", 1, first.shape().len())?;
     let mut dims = first.shape().to_vec();
@@ -312,8 +312,41 @@ pub(super) fn concat(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tens
         let total = dims[d].checked_add(b.get(d).copied().unwrap_or(0)).filter(|_| fits);
         dims[d] = total.ok_or_else(|| format!("shapes {dims:?} and {b:?} along {d}"))?;
     }
+    let outer = dims[..d].iter().product();
+    Ok((dims, outer))
+}
+
+/// What Slice and Transpose give of an f32 tensor: sizes, how far apart neighbours lie, and where the first lies. `None` where
+/// that is not so simple.
+pub(super) fn view(call: &Call, inputs: &[Option<&Tensor>]) -> Option<(Vec<usize>, Vec<usize>, usize)> {
+    let x = get(inputs, 0).ok()?;
+    let own = strides(x.shape());
+    let rank = x.shape().len();
+    if call.node.op_type == "Transpose" {
+        let order = call.node.ints("perm")?;
+        let order: Vec<usize> = order.iter().map(|p| axis(*p, rank).ok()).collect::<Option<_>>()?;
+        let whole = order.len() == rank && (0..rank).all(|d| order.contains(&d));
+        let at = |from: &[usize]| order.iter().map(|d| from[*d]).collect::<Vec<usize>>();
+        return whole.then(|| (at(x.shape()), at(&own), 0));
+    }
+    let starts = call.list(inputs, 1, "starts").ok()??;
+    let ends = call.list(inputs, 2, "ends").ok()??;
+    let axes = call.list(inputs, 3, "axes").ok()?;
+    let steps = call.list(inputs, 4, "steps").ok()?;
+    let along = sliced(x.shape(), &starts, &ends, axes.as_deref(), steps.as_deref()).ok()?;
+    if !along.iter().all(|kept| kept.windows(2).all(|pair| pair[1] == pair[0] + 1)) {
+        return None;
+    }
+    let base =
+        along.iter().zip(&own).map(|(kept, stride)| Some(kept.first()? * stride)).sum::<Option<usize>>()?;
+    Some((along.iter().map(Vec::len).collect(), own, base))
+}
+
+pub(super) fn concat(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
+    let parts: Vec<&Tensor> = (0..inputs.len()).map(|i| get(inputs, i)).collect::<Result<_, _>>()?;
+    let first = *parts.first().ok_or("it has no inputs")?;
+    let (dims, outer) = concatenated(call, &parts)?;
     let length = size(&dims)?;
-    let outer: usize = dims[..d].iter().product();
     // What each part adds to each of the outer rows.
     macro_rules! of {
         ($kind:ident, $room:expr) => {{

@@ -12,11 +12,13 @@ mod normalise;
 mod pool;
 mod quantise;
 mod reduce;
+mod spread;
 mod unary;
 mod vectors;
 
 pub(crate) use layout::{padded, parts as split_sizes, sliced, squeezed, unsqueezed};
 pub(crate) use pool::Pool;
+pub(crate) use spread::Workers;
 pub(crate) use unary::function;
 
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use std::{
 };
 
 use super::Isa;
+use crate::plain::Workers;
 
 /// Some more would help no network that fits a device.
 const THREADS_MAX: usize = 64;
@@ -147,6 +148,16 @@ impl Team {
     pub(crate) fn piece(&self, length: usize, unit: usize, least: usize) -> usize {
         let share = if self.threads() == 1 { length } else { length.div_ceil(4 * self.threads()) };
         share.max(least).max(1).next_multiple_of(unit.max(1))
+    }
+}
+
+impl Workers for Team {
+    fn pieces(&mut self, out: &mut [f32], size: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        Team::pieces(self, out, size, work);
+    }
+
+    fn threads(&self) -> usize {
+        Team::threads(self)
     }
 }
 
