@@ -150,6 +150,7 @@ mod tests {
             graph.input.push(ValueInfoProto::new(input, DataType::Float, &[1]));
         }
         graph.initializer = constants;
+        graph.output.push(ValueInfoProto::new("y", DataType::Float, &[1]));
         graph.node.push(node);
         let graph = Graph::new(ModelProto::new(graph, 13)).unwrap();
         let id = graph.nodes().next().unwrap().0;
@@ -176,7 +177,7 @@ mod tests {
         let bounds = [ints(&[5, 100]), ints(&[37, 300]), ints(&[1, 2]), ints(&[1, 2])];
         let cases: Vec<(Call, Vec<&Tensor>)> = vec![
             (call(node("Sigmoid", &["a"]), vec![]), vec![&a]),
-            (call(node("Concat", &["a", "b", "a"]).with_int("axis", 1), vec![]), vec![&a, &b, &a]),
+            (call(node("Concat", &["a", "b", "c"]).with_int("axis", 1), vec![]), vec![&a, &b, &a]),
             (call(node("Transpose", &["a"]).with_ints("perm", &[1, 0, 2]), vec![]), vec![&a]),
             (call(node("Transpose", &["a"]).with_ints("perm", &[2, 0, 1]), vec![]), vec![&a]),
             (
