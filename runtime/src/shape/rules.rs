@@ -134,6 +134,11 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
     if proto.op_type == "ConstantOfShape" {
         return one(constant_ints(graph, shapes, node.inputs.first()).and_then(|dims| sizes(&dims)));
     }
+    // tract counts how many states are left, without end where that is below none.
+    let scanned = proto.int("num_scan_inputs").filter(|_| proto.op_type == "Scan");
+    if let Some(scanned) = scanned.filter(|n| !(1..=node.inputs.len() as i64).contains(n)) {
+        return Err(fail("at most as many scanned inputs as there are inputs", scanned.to_string()));
+    }
     let Some(first) = input(0) else { return Ok(vec![]) };
     // An engine that takes one from outside for a place goes on without end.
     let rank = first.len().max(1) as i64;
