@@ -117,9 +117,12 @@ impl Import {
 /// An activation to a plain tensor.
 pub(super) struct Export {
     pub(super) order: Order,
-    /// Of the ONNX value.
+    /// Of the ONNX value; of the whole, where it is a part.
     pub(super) dims: Vec<usize>,
     pub(super) form: Form,
+    /// It is a part of a concatenation along the last dimension: from there on in each row. Real values, with channels
+    /// last.
+    pub(super) start: Option<usize>,
 }
 
 pub(super) enum Form {
@@ -177,6 +180,28 @@ impl Export {
         Tensor::new(self.dims.clone(), data).map_err(|e| e.to_string())
     }
 
+    /// As [`Self::run`], where the value is a part; `whole`: what other parts are in.
+    pub(super) fn run_within(
+        &self,
+        team: &mut Team,
+        pool: &Pool,
+        shape: Shape,
+        from: View<'_>,
+        whole: Option<Tensor>,
+    ) -> Result<Tensor, String> {
+        let Form::Real(values) = &self.form else { return Err("a part that is no f32".into()) };
+        let (start, row) = (self.start.unwrap_or(0), self.dims.last().copied().unwrap_or(0));
+        let count = shape.c.checked_mul(row).filter(|_| start + shape.pixels() <= row);
+        let count = count.ok_or("a part that is larger than the whole")?;
+        let mut out = match whole.map(Tensor::into_data) {
+            Some(Data::F32(out)) if out.len() == count => out,
+            None => pool.list(count),
+            Some(_) => return Err("a part of something else".into()),
+        };
+        self.planes(team, &mut out, (row, start), shape, from, |q| values[usize::from(q)]);
+        Tensor::f32(self.dims.clone(), out).map_err(|e| e.to_string())
+    }
+
     /// Into all of `out`.
     fn gather<T: Send>(
         &self,
@@ -186,8 +211,6 @@ impl Export {
         from: View<'_>,
         value: impl Fn(u8) -> T + Sync,
     ) -> Vec<T> {
-        /// Pixels whose channels stay in the first-level cache.
-        const BLOCK: usize = 64;
         let (c, area) = (shape.c, shape.pixels());
         if self.order == Order::RowMajor || area == 1 {
             for (out, pixel) in out.chunks_exact_mut(c.max(1)).zip(from.pixels(c)) {
@@ -195,19 +218,35 @@ impl Export {
             }
             return out;
         }
-        let size = team.piece(out.len(), area, 16 << 10);
-        team.pieces(&mut out, size, |part, planes| {
-            let channels = part * (size / area)..;
+        self.planes(team, &mut out, (area, 0), shape, from, value);
+        out
+    }
+
+    /// A row for each channel, its pixels from `start` on.
+    fn planes<T: Send>(
+        &self,
+        team: &mut Team,
+        out: &mut [T],
+        (row, start): (usize, usize),
+        shape: Shape,
+        from: View<'_>,
+        value: impl Fn(u8) -> T + Sync,
+    ) {
+        /// Pixels whose channels stay in the first-level cache.
+        const BLOCK: usize = 64;
+        let area = shape.pixels();
+        let size = team.piece(out.len(), row, 16 << 10);
+        team.pieces(out, size, |part, planes| {
+            let channels = part * (size / row)..;
             for first in (0..area).step_by(BLOCK) {
                 let block = &from.bytes[first * from.stride..];
-                for (channel, plane) in channels.clone().zip(planes.chunks_exact_mut(area)) {
-                    let plane = &mut plane[first..][..BLOCK.min(area - first)];
+                for (channel, plane) in channels.clone().zip(planes.chunks_exact_mut(row)) {
+                    let plane = &mut plane[start + first..][..BLOCK.min(area - first)];
                     let bytes = block[channel..].iter().step_by(from.stride.max(1));
                     plane.iter_mut().zip(bytes).for_each(|(out, q)| *out = value(*q));
                 }
             }
         });
-        out
     }
 }
 

@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    convert::Export,
+    convert::{Export, Form as Exported},
     forms::{Activation, Along, Form, MadeId, Make},
     island, ops,
-    plan::{BufferId, Operation, Place, Shape, Slot, Step, Work},
+    plan::{BufferId, Operation, Order, Place, Shape, Slot, Step, Work},
     schedule::{Levels, Offset, Part, Schedule},
 };
 use crate::{
@@ -36,6 +36,16 @@ pub(super) struct Emission<'a, 'b> {
     /// Values that an output or an import reads.
     pub(super) leaves: Vec<bool>,
     pub(super) pool: Arc<Pool>,
+    /// Exported values that are parts of a plain concatenation, and where.
+    pub(super) joined: HashMap<ValueId, Joined>,
+}
+
+/// A part of a concatenation along the last dimension.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Joined {
+    whole: ValueId,
+    /// From there on in each row.
+    start: usize,
 }
 
 impl Emission<'_, '_> {
@@ -64,6 +74,7 @@ impl Emission<'_, '_> {
                 self.slots.insert(*id, slot);
             }
         }
+        self.join();
         let mut exports: HashMap<MadeId, Vec<ValueId>> = HashMap::new();
         for value in graph.values().filter(|v| self.schedule.plain[v.index()]) {
             if let Some((of, _)) = self.schedule.export(value).filter(|_| !self.schedule.is_constant(value)) {
@@ -164,10 +175,16 @@ impl Emission<'_, '_> {
 
     fn export(&mut self, value: ValueId) -> Result<(), String> {
         let (of, form) = self.schedule.export(value).ok_or("what is exported is no activation")?;
-        let dims = self.schedule.shapes.of(value).ok_or("what is exported has no shape")?.to_vec();
-        let (from, to) = (self.place_of(&of), self.computed(value));
+        let joined = self.joined.get(&value).copied();
+        let (whole, start) = joined.map_or((value, None), |Joined { whole, start }| (whole, Some(start)));
+        let dims = self.schedule.shapes.of(whole).ok_or("what is exported has no shape")?.to_vec();
+        let to = match self.slots.get(&whole) {
+            Some(Slot::Computed(to)) if start.is_some() => *to,
+            _ => self.computed(whole),
+        };
+        let from = self.place_of(&of);
         let node = self.schedule.graph.producer(value).ok_or("what is exported is an input")?;
-        let export = Export { order: of.order, dims, form };
+        let export = Export { order: of.order, dims, form, start };
         self.steps.push(Step { node, work: Work::Export { from, to, export } });
         Ok(())
     }
@@ -197,6 +214,49 @@ impl Emission<'_, '_> {
         Ok(slot)
     }
 
+    /// Finds plain concatenations of f32 that exports can write their parts of: along the last dimension, of parts that
+    /// nobody else reads, in a level whose nodes are all operators of ours.
+    fn join(&mut self) {
+        let schedule = &self.schedule;
+        let graph = schedule.graph;
+        let all_own = |level: usize| {
+            let mut nodes = graph.nodes().map(|(id, _, _)| id);
+            nodes.all(|id| {
+                let counts = schedule.runs[id.index()] && self.levels.nodes[id.index()] == level;
+                !counts || plain::is_light(graph, schedule.shapes, id)
+            })
+        };
+        let mut joined = HashMap::new();
+        for (id, node, proto) in graph.nodes() {
+            let runs = schedule.runs[id.index()] && proto.op_type == "Concat" && proto.domain.is_empty();
+            let ([Some(whole)], true) = (&*node.outputs, runs) else { continue };
+            let Some([1, channels, length]) = schedule.shapes.of(*whole) else { continue };
+            if !matches!(proto.int("axis"), Some(2 | -1)) || *length == 0 {
+                continue;
+            }
+            let mut start = 0;
+            let part = |value: &Option<ValueId>| {
+                let value = (*value)?;
+                let (of, form) = schedule.export(value).filter(|_| !schedule.is_constant(value))?;
+                let real = matches!(form, Exported::Real(_)) && of.order == Order::ChannelsLast;
+                let alone = self.readers[value.index()] == [id] && !self.leaves[value.index()];
+                let dims = schedule.shapes.of(value)?;
+                let pixels = of.shape.pixels();
+                let fits = dims == [1, *channels, pixels] && of.shape.c == *channels && pixels > 1;
+                let joined = Joined { whole: *whole, start };
+                start += pixels;
+                (real && alone && fits).then_some((value, joined))
+            };
+            let parts: Option<Vec<(ValueId, Joined)>> = node.inputs.iter().map(part).collect();
+            let Some(parts) = parts.filter(|parts| parts.len() > 1) else { continue };
+            let distinct = parts.iter().map(|(value, _)| value).collect::<HashSet<_>>().len() == parts.len();
+            if distinct && start == *length && all_own(self.levels.nodes[id.index()]) {
+                joined.extend(parts);
+            }
+        }
+        self.joined = joined;
+    }
+
     /// Plain nodes of one level: our own operators where there is little to compute, another engine where there is more,
     /// node by node where that fails.
     fn island(&mut self, nodes: Vec<NodeId>) -> Result<(), String> {
@@ -204,6 +264,12 @@ impl Emission<'_, '_> {
         let light = |id: &NodeId| plain::is_light(graph, self.schedule.shapes, *id);
         if nodes.iter().all(light) && self.own(&nodes).is_ok() {
             return Ok(());
+        }
+        let joined = |id: &NodeId| graph.reads(*id).any(|value| self.joined.contains_key(&value));
+        if nodes.iter().any(joined) {
+            return Err(
+                "a concatenation that was written in place lies beside what no operator of ours is".into()
+            );
         }
         let Err(why) = self.other(&nodes) else { return Ok(()) };
         for id in nodes {
@@ -228,6 +294,12 @@ impl Emission<'_, '_> {
         }
         for (id, call) in nodes.iter().zip(calls) {
             let node = graph.node(*id);
+            let is_joined = |value: &Option<ValueId>| value.is_some_and(|v| self.joined.contains_key(&v));
+            if node.inputs.first().is_some_and(is_joined) {
+                // Its parts have written it.
+                self.parts[id.index()] = Part::Fused;
+                continue;
+            }
             let mut inputs = Vec::with_capacity(node.inputs.len());
             for value in &node.inputs {
                 inputs.push(value.map(|value| self.slot(value)).transpose()?);

@@ -424,8 +424,11 @@ fn run(work: &mut Work, context: &mut Context<'_>, memory: Memory<'_>) -> Result
         }
         Work::Export { from, to, export } => {
             let bytes = &arena[buffers[from.buffer.0].clone()][from.offset..][..from.length()];
-            values[*to] =
-                Some(export.run(context.team, pool, from.shape, View { bytes, stride: from.stride })?);
+            let view = View { bytes, stride: from.stride };
+            values[*to] = Some(match export.start {
+                None => export.run(context.team, pool, from.shape, view)?,
+                Some(_) => export.run_within(context.team, pool, from.shape, view, values[*to].take())?,
+            });
         }
         Work::Plain { inputs, outputs, call } => {
             // The same elements in another shape: nobody else needs them any more.

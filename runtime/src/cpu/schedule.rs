@@ -351,6 +351,7 @@ impl<'a> Schedule<'a> {
             readers: vec![],
             leaves: vec![],
             pool: Arc::default(),
+            joined: HashMap::new(),
         };
         emission.emit()?;
         let Emission { steps, constants, sizes, values, parts, slots, schedule, pool, .. } = emission;

@@ -61,16 +61,17 @@ pub(crate) struct Program {
 fn dependencies(cpu: &Cpu) -> Vec<Vec<usize>> {
     let touched = cpu.touched();
     let mut writers: HashMap<usize, Vec<usize>> = HashMap::new();
-    let mut values: HashMap<usize, usize> = HashMap::new();
+    let mut values: HashMap<usize, Vec<usize>> = HashMap::new();
     let mut all = Vec::with_capacity(touched.len());
     for (at, step) in touched.iter().enumerate() {
         let mut needs: Vec<usize> =
             step.reads.iter().filter_map(|place| writers.get(&place.buffer.0)).flatten().copied().collect();
-        needs.extend(step.values_read.iter().filter_map(|value| values.get(value)));
+        needs.extend(step.values_read.iter().filter_map(|value| values.get(value)).flatten());
         if let Some(place) = &step.writes {
             writers.entry(place.buffer.0).or_default().push(at);
         }
-        values.extend(step.values_written.iter().map(|value| (*value, at)));
+        // Parts of a concatenation are written one by one.
+        step.values_written.iter().for_each(|value| values.entry(*value).or_default().push(at));
         all.push(needs);
     }
     all
