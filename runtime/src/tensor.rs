@@ -1,6 +1,8 @@
 //! Tensors as they cross the border of the runtime: a shape and row-major elements of one of the types that
 //! networks take and give. Invariant: the shape's product is the number of elements.
 
+use crate::onnx::DataType;
+
 /// Elements, by type.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Data {
@@ -63,6 +65,31 @@ impl Tensor {
         } else {
             Err(ShapeError { elements: data.len(), shape })
         }
+    }
+
+    /// The same values each time, f32 between -2 and 2, in no regular pattern: what a network is timed with. Only f32, u8 and
+    /// i8 can be made up; not even shapes and indices of other types could be guessed.
+    pub fn noise(shape: &[usize], data_type: Option<DataType>) -> Result<Self, String> {
+        let mut state = 0x9e37_79b9_u32;
+        let mut next = || {
+            // xorshift32: Marsaglia 2003.
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state
+        };
+        let range = 0..shape.iter().product();
+        let data = match data_type {
+            Some(DataType::Float) => {
+                Data::F32(range.map(|_| next() as f32 / u32::MAX as f32 * 4.0 - 2.0).collect())
+            }
+            Some(DataType::Uint8) => Data::U8(range.map(|_| next() as u8).collect()),
+            Some(DataType::Int8) => Data::I8(range.map(|_| next() as i8).collect()),
+            other => {
+                return Err(format!("an input of type {other:?} cannot be made up, only f32, u8 and i8"));
+            }
+        };
+        Self::new(shape.to_vec(), data).map_err(|e| e.to_string())
     }
 
     pub fn f32(shape: Vec<usize>, values: Vec<f32>) -> Result<Self, ShapeError> {

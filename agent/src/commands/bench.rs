@@ -7,8 +7,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_runtime::{Data, Session, Tensor, onnx::DataType};
-use anyhow::bail;
+use andon_runtime::{Data, Session, Tensor};
 
 use super::{EngineArgs, bench_steps, load_model, say};
 
@@ -39,8 +38,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut session = Session::new(&model, &args.engine.options()?)?;
     let load = clock.elapsed().saturating_sub(start);
     let types = model.inputs().into_iter().map(|port| port.data_type);
-    let inputs =
-        session.inputs().zip(types).map(|((name, shape), t)| Ok((name.to_owned(), noise(shape, t)?)));
+    let inputs = session.inputs().zip(types).map(|((name, shape), t)| {
+        Ok((name.to_owned(), Tensor::noise(shape, t).map_err(anyhow::Error::msg)?))
+    });
     let inputs: Vec<(String, Tensor)> = inputs.collect::<anyhow::Result<_>>()?;
     let (names, inputs): (Vec<String>, Vec<Tensor>) = inputs.into_iter().unzip();
     let input_bytes: usize = inputs.iter().map(bytes).sum();
@@ -97,30 +97,6 @@ fn resident_bytes(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kib = status.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?;
     Some(kib.parse::<u64>().ok()? * 1024)
-}
-
-/// The same values each time, floats between -2 and 2, in no regular pattern: the time of a network must not depend on
-/// what it sees, and zeros would hide where it does.
-fn noise(shape: &[usize], data_type: Option<DataType>) -> anyhow::Result<Tensor> {
-    let mut state = 0x9e37_79b9_u32;
-    let mut next = || {
-        // xorshift32: Marsaglia 2003.
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state
-    };
-    let range = 0..shape.iter().product();
-    let data = match data_type {
-        Some(DataType::Float) => {
-            Data::F32(range.map(|_| next() as f32 / u32::MAX as f32 * 4.0 - 2.0).collect())
-        }
-        Some(DataType::Uint8) => Data::U8(range.map(|_| next() as u8).collect()),
-        Some(DataType::Int8) => Data::I8(range.map(|_| next() as i8).collect()),
-        // Not even shapes and indices of this type could be guessed.
-        other => bail!("an input of type {other:?} cannot be made up, only f32, u8 and i8"),
-    };
-    Ok(Tensor::new(shape.to_vec(), data)?)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_runtime::{EngineChoice, Model, Session, Tensor, gpus, multiply_accumulate};
+use andon_runtime::{EngineChoice, Model, Session, Tensor, chosen_gpu, multiply_accumulate};
 use anyhow::{Context, Result, ensure};
 
 use super::{bench::quantile, say};
@@ -85,7 +85,7 @@ pub(super) fn show(
 fn on_gpu(model: &Model, session: &mut Session, inputs: &[(&str, Tensor)], runs: u32) -> Result<()> {
     let steps = model.explain_for(EngineChoice::Gpu).steps;
     let clock = SystemClock::new();
-    let adapter = gpus().into_iter().next().context("there was a GPU a moment ago")?;
+    let adapter = chosen_gpu().map_err(anyhow::Error::msg)?;
     let peaks = adapter.measure(&|| clock.elapsed()).map_err(anyhow::Error::msg)?;
     let mut best = session.profile(inputs)?;
     for _ in 1..runs {

@@ -80,7 +80,7 @@ pub(crate) struct Device {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
-    pub(crate) bindings: wgpu::BindGroupLayout,
+    bindings: wgpu::BindGroupLayout,
     layout: wgpu::PipelineLayout,
     pipelines: HashMap<Variant, wgpu::ComputePipeline>,
     checks: Checks,
@@ -193,6 +193,30 @@ impl Device {
 
     pub(crate) fn pipeline(&self, variant: Variant) -> Option<&wgpu::ComputePipeline> {
         self.pipelines.get(&variant)
+    }
+
+    /// The buffers that all kernels share, see [`binding`].
+    pub(crate) fn bind(
+        &self,
+        arena: &wgpu::Buffer,
+        constants: &wgpu::Buffer,
+        params: &wgpu::Buffer,
+    ) -> wgpu::BindGroup {
+        let entry = |binding, buffer, size| {
+            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size });
+            wgpu::BindGroupEntry { binding, resource }
+        };
+        self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &self.bindings,
+            entries: &[
+                entry(binding::WORDS, arena, None),
+                entry(binding::QUADS, arena, None),
+                entry(binding::CONSTANTS, constants, None),
+                entry(binding::CONSTANT_QUADS, constants, None),
+                entry(binding::PARAMS, params, std::num::NonZeroU64::new(PARAMS_BYTES)),
+            ],
+        })
     }
 
     /// What went wrong since the device was made, if anything.

@@ -26,7 +26,7 @@ use choice::Choices;
 pub use choice::Task;
 use device::{Checks, Device, chosen};
 pub(crate) use fault::Fault;
-pub use probe::{GpuAdapter, GpuPeaks, gpus};
+pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
 pub use tune::{AdapterKey, Tuned, Tuning, tune};
 
 use program::Program;

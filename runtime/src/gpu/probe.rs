@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use andon_shaders::{Limits, PARAMS_BYTES, Probe, binding};
+use andon_shaders::{Limits, PARAMS_BYTES, Probe};
 
 use super::{
-    device::{Checks, Device, Scope, adapters},
-    run::{entry, read},
+    device::{Checks, Device, Scope, adapters, chosen},
+    run::read,
 };
 use crate::engine::guarded;
 
@@ -52,6 +52,11 @@ pub struct GpuPeaks {
 pub fn gpus() -> Vec<GpuAdapter> {
     let adapters = guarded(|| Ok(adapters())).unwrap_or_default();
     adapters.into_iter().map(GpuAdapter::new).collect()
+}
+
+/// The one that the engine `gpu` would take.
+pub fn chosen_gpu() -> Result<GpuAdapter, String> {
+    guarded(|| chosen().map(GpuAdapter::new))
 }
 
 impl GpuAdapter {
@@ -128,17 +133,7 @@ impl<'a> Bench<'a> {
         let constants = buffer(PARAMS_BYTES, Usage::STORAGE);
         let params = buffer(PARAMS_BYTES, Usage::UNIFORM | Usage::COPY_DST);
         let readback = buffer(4, Usage::MAP_READ | Usage::COPY_DST);
-        let bindings = device.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &device.bindings,
-            entries: &[
-                entry(binding::WORDS, &arena, None),
-                entry(binding::QUADS, &arena, None),
-                entry(binding::CONSTANTS, &constants, None),
-                entry(binding::CONSTANT_QUADS, &constants, None),
-                entry(binding::PARAMS, &params, std::num::NonZeroU64::new(PARAMS_BYTES)),
-            ],
-        });
+        let bindings = device.bind(&arena, &constants, &params);
         scope.end()?;
         let half = u32::try_from(size / 32).map_err(|_| "its buffers are too large to measure")?;
         Ok(Self { device, clock, arena, params, readback, bindings, half })

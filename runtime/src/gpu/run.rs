@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::mpsc, time::Duration};
 
-use andon_shaders::{PARAMS_BYTES, binding};
+use andon_shaders::PARAMS_BYTES;
 
 use super::{
     device::{Device, Scope},
@@ -63,17 +63,7 @@ impl Memory {
         let longest = |phase: &Phase| phase.downloads.iter().map(length).sum::<usize>();
         let longest = program.phases.iter().map(longest).max().unwrap_or(0);
         let readback = (longest > 0).then(|| buffer(longest as u64, Usage::MAP_READ | Usage::COPY_DST));
-        let bindings = device.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &device.bindings,
-            entries: &[
-                entry(binding::WORDS, &arena, None),
-                entry(binding::QUADS, &arena, None),
-                entry(binding::CONSTANTS, &constants, None),
-                entry(binding::CONSTANT_QUADS, &constants, None),
-                entry(binding::PARAMS, &params, std::num::NonZeroU64::new(PARAMS_BYTES)),
-            ],
-        });
+        let bindings = device.bind(&arena, &constants, &params);
         scope.end()?;
         Ok(Self { arena, readback, bindings, params: offsets, staging: vec![] })
     }
@@ -193,15 +183,6 @@ pub(super) fn read<T>(
     drop(bytes);
     readback.unmap();
     Ok(shown)
-}
-
-pub(super) fn entry(
-    binding: u32,
-    buffer: &wgpu::Buffer,
-    size: Option<std::num::NonZeroU64>,
-) -> wgpu::BindGroupEntry<'_> {
-    let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size });
-    wgpu::BindGroupEntry { binding, resource }
 }
 
 /// Bytes from the first pixel's to the last's, what lies between them and what fills up words included.

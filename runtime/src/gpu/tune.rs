@@ -19,7 +19,7 @@ use crate::{
     graph::{Graph, ValueId},
     model::Model,
     shape::Shapes,
-    tensor::{Data, Tensor},
+    tensor::Tensor,
 };
 
 /// Of the form of [`Tuning`]: another one is not read.
@@ -111,7 +111,8 @@ pub fn tune(
         let closed = model.closed_inputs();
         let shapes = model.shapes(&closed).map_err(|e| e.to_string())?;
         let outputs = model.wanted();
-        let inputs = closed.iter().zip(model.inputs()).map(|((_, dims), port)| noise(dims, port.data_type));
+        let inputs =
+            closed.iter().zip(model.inputs()).map(|((_, dims), port)| Tensor::noise(dims, port.data_type));
         let inputs = inputs.collect::<Result<_, String>>()?;
         let subject = Subject { graph: model.graph(), shapes: &shapes, outputs: &outputs, threads, inputs };
         let end = clock.now() + budget;
@@ -131,28 +132,6 @@ pub fn tune(
         let model = model_name.into();
         Ok(Tuning { format: FORMAT, adapter, model, engine, cpu_ms, gpu_ms, threads, untuned, kernels })
     })
-}
-
-/// The same each time.
-fn noise(dims: &[usize], data_type: Option<crate::onnx::DataType>) -> Result<Tensor, String> {
-    let mut state = 0x9e37_79b9_u32;
-    let mut next = || {
-        // xorshift32: Marsaglia 2003.
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state
-    };
-    let range = 0..dims.iter().product::<usize>();
-    let data = match data_type {
-        Some(crate::onnx::DataType::Uint8) => Data::U8(range.map(|_| next() as u8).collect()),
-        Some(crate::onnx::DataType::Int8) => Data::I8(range.map(|_| next() as i8).collect()),
-        Some(crate::onnx::DataType::Float) => {
-            Data::F32(range.map(|_| next() as f32 / u32::MAX as f32 * 4.0 - 2.0).collect())
-        }
-        other => return Err(format!("an input of type {other:?} cannot be made up")),
-    };
-    Tensor::new(dims.to_vec(), data).map_err(|e| e.to_string())
 }
 
 impl Subject<'_> {
