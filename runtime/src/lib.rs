@@ -25,7 +25,7 @@ pub mod shape;
 mod tensor;
 
 pub use classifier::{Classifier, ClassifierSpec, Judgement, softmax};
-pub use engine::{Clock, Failure, GuardEvent, GuardPolicy, StepTime};
+pub use engine::{Clock, Failure, GuardEvent, GuardPolicy, StepTime, TimedBy};
 pub use explain::{Explanation, PlanStep, Row};
 pub use gpu::{AdapterKey, GpuAdapter, GpuPeaks, Task, Tuned, Tuning, chosen_gpu, gpus, tune};
 pub use graph::{Graph, GraphError, Node, NodeId, Source, Value, ValueId};

@@ -238,11 +238,15 @@ impl Session {
         self.engine.take_events()
     }
 
-    /// One run, with what each step took by the engine's own clock, where it has one.
-    pub fn profile(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<crate::StepTime>, RunError> {
+    /// What each part of a run takes, where the engine can tell: two runs, see [`crate::TimedBy`].
+    pub fn profile(
+        &mut self,
+        inputs: &[(&str, Tensor)],
+        clock: &Clock,
+    ) -> Result<Vec<crate::StepTime>, RunError> {
         let tensors = self.checked(inputs)?;
         let (model, engine) = (self.model.clone(), self.engine.name());
-        self.engine.profile(&tensors).map_err(|reason| RunError::Engine { model, engine, reason })
+        self.engine.profile(&tensors, clock).map_err(|reason| RunError::Engine { model, engine, reason })
     }
 
     /// As [`Session::run`]; `after` is told the number of each step once it has run, as [`crate::Explanation::steps`]

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_runtime::{EngineChoice, Model, Session, Tensor, chosen_gpu, multiply_accumulate};
+use andon_runtime::{EngineChoice, Model, Session, Tensor, TimedBy, chosen_gpu, multiply_accumulate};
 use anyhow::{Context, Result, ensure};
 
 use super::{bench::quantile, say};
@@ -81,49 +81,52 @@ pub(super) fn show(
     ))
 }
 
-/// By the GPU's own clock, beside its peak of 8-bit dot products; the fastest of all runs.
+/// The parts of a run by this machine's clock, then each dispatch by the GPU's own, beside its peak of 8-bit dot products;
+/// the fastest of all runs.
 fn on_gpu(model: &Model, session: &mut Session, inputs: &[(&str, Tensor)], runs: u32) -> Result<()> {
     let steps = model.explain_for(EngineChoice::Gpu).steps;
     let clock = SystemClock::new();
     let adapter = chosen_gpu().map_err(anyhow::Error::msg)?;
     let peaks = adapter.measure(&|| clock.elapsed()).map_err(anyhow::Error::msg)?;
-    let mut best = session.profile(inputs)?;
+    let clock = andon_runtime::Clock::new(move || clock.elapsed());
+    let mut best = session.profile(inputs, &clock)?;
     for _ in 1..runs {
-        for (best, other) in best.iter_mut().zip(session.profile(inputs)?) {
+        for (best, other) in best.iter_mut().zip(session.profile(inputs, &clock)?) {
             best.time = best.time.min(other.time);
         }
     }
-    let total: Duration = best.iter().map(|one| one.time).sum();
+    let sum = |clock| best.iter().filter(|one| one.clock == clock).map(|one| one.time).sum::<Duration>();
+    let totals = [TimedBy::Host, TimedBy::Gpu].map(sum);
     say(format_args!(
         "{:>4}  {:<36} {:>9} {:>6} {:>8} {:>7}  {}\n",
-        "step", "node", "us", "share", "GMAC/s", "of peak", "kernel"
+        "step", "node", "us", "share", "GMAC/s", "of peak", "what"
     ))?;
     let mut last = None;
     for one in &best {
-        let step = steps.get(one.step);
+        let step = one.step.and_then(|step| steps.get(step));
         // Of several dispatches of a step the last does its work.
         let first = last.replace(one.step) != Some(one.step);
-        let macs = step.and_then(|step| step.macs).filter(|_| first).unwrap_or(0) as f64;
         let name = step.map_or("", |step| &step.node);
         let name: String = name.chars().skip(name.chars().count().saturating_sub(36)).collect();
+        let number = one.step.map_or(String::new(), |step| step.to_string());
+        let (microseconds, [host, gpu]) = (one.time.as_secs_f64() * 1e6, totals.map(|t| t.as_secs_f64()));
+        let total = if one.clock == TimedBy::Host { host } else { gpu };
+        let share = 100.0 * one.time.as_secs_f64() / total.max(1e-9);
+        say(format_args!("{number:>4}  {name:<36} {microseconds:>9.2} {share:>5.1}% "))?;
+        if one.clock == TimedBy::Host {
+            say(format_args!("{:>17}  {}\n", "", one.kernel))?;
+            continue;
+        }
+        let macs = step.and_then(|step| step.macs).filter(|_| first).unwrap_or(0) as f64;
         let rate = macs / one.time.as_secs_f64().max(1e-9) / 1e9;
-        say(format_args!(
-            "{:>4}  {name:<36} {:>9.2} {:>5.1}% {rate:>8.1} {:>6.1}%  {}\n",
-            one.step,
-            one.time.as_secs_f64() * 1e6,
-            100.0 * one.time.as_secs_f64() / total.as_secs_f64().max(1e-9),
-            100.0 * 2.0 * rate / peaks.dot4_gops.max(1e-9),
-            one.kernel,
-        ))?;
+        let of_peak = 100.0 * 2.0 * rate / peaks.dot4_gops.max(1e-9);
+        say(format_args!("{rate:>8.1} {of_peak:>6.1}%  {}\n", one.kernel))?;
     }
+    let dispatches = best.iter().filter(|one| one.clock == TimedBy::Gpu).count();
+    let [host, gpu] = totals.map(|time| time.as_secs_f64() * 1e3);
     say(format_args!(
-        "{} dispatches, {:.3} ms together; dot4 {:.0} GOPS, copy {:.1} GB/s, {:.2} us a dispatch, of which CPU {:.2} us\n",
-        best.len(),
-        total.as_secs_f64() * 1e3,
-        peaks.dot4_gops,
-        peaks.copy_gbs,
-        peaks.dispatch_us,
-        peaks.encode_us
+        "a run {host:.3} ms, its {dispatches} dispatches {gpu:.3} ms together; dot4 {:.0} GOPS, copy {:.1} GB/s, {:.2} us a dispatch, of which CPU {:.2} us\n",
+        peaks.dot4_gops, peaks.copy_gbs, peaks.dispatch_us, peaks.encode_us
     ))
 }
 

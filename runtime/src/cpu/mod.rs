@@ -28,7 +28,7 @@ use schedule::Schedule;
 pub(crate) use arena::arrange;
 pub(crate) use kernels::Target;
 pub(crate) use kernels::{Isa, multiply_accumulate};
-pub(crate) use plan::{Place, Shape};
+pub(crate) use plan::{Place, Shape, View};
 pub(crate) use schedule::Part;
 pub(crate) use steps::Touched;
 

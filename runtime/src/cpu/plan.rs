@@ -101,6 +101,11 @@ impl<'a> View<'a> {
     pub(super) fn pixels(self, channels: usize) -> impl Iterator<Item = &'a [u8]> {
         self.bytes.chunks(self.stride.max(1)).map(move |pixel| &pixel[..channels])
     }
+
+    /// Without its first pixels.
+    pub(crate) fn after(self, pixels: usize) -> Self {
+        Self { bytes: self.bytes.get(pixels * self.stride..).unwrap_or(&[]), ..self }
+    }
 }
 
 impl ViewMut<'_> {

@@ -73,6 +73,13 @@ impl Cpu {
         View { bytes: &self.arena[at..at + place.length()], stride: place.stride }
     }
 
+    /// Calls `work` with the number of each of so many parts and with the bytes of a place, on all threads.
+    pub(crate) fn share(&mut self, place: &Place, parts: usize, work: &(dyn Fn(usize, View<'_>) + Sync)) {
+        let at = self.plan.arena_offset(place);
+        let bytes = &self.arena[at..at + place.length()];
+        self.team.parts(parts, &|part| work(part, View { bytes, stride: place.stride }));
+    }
+
     pub(crate) fn bytes_mut(&mut self, place: &Place) -> ViewMut<'_> {
         let at = self.plan.arena_offset(place);
         ViewMut { bytes: &mut self.arena[at..at + place.length()], stride: place.stride }

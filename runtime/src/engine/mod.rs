@@ -49,20 +49,30 @@ pub(crate) trait Engine: Send {
         vec![]
     }
 
-    /// One run, with the time that each step took where the engine has a clock of its own for them.
-    fn profile(&mut self, _inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
+    /// What each part of a run takes, where the engine can tell.
+    fn profile(&mut self, _inputs: &[&Tensor], _clock: &Clock) -> Result<Vec<StepTime>, String> {
         Err(format!("the engine {} measures no steps", self.name()))
     }
 }
 
-/// What a part of a step took.
+/// What a part of a run took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepTime {
-    /// As [`crate::Explanation::steps`] numbers them.
-    pub step: usize,
+    /// As [`crate::Explanation::steps`] numbers them; `None` for what belongs to no single one.
+    pub step: Option<usize>,
     /// What ran, for people.
     pub kernel: String,
+    pub clock: TimedBy,
     pub time: std::time::Duration,
+}
+
+/// Whose clock measured a part of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimedBy {
+    /// The GPU's own, around one dispatch, in a run with a pass for each.
+    Gpu,
+    /// The host's, in a run as all are: these parts are one after the other and make up the whole.
+    Host,
 }
 
 /// The engine asked for, or the first that does well by the network.

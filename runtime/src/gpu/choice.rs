@@ -65,8 +65,10 @@ pub(crate) struct Choices {
     pub(crate) known: HashMap<Task, Variant>,
     /// Threads that keep the GPU busy; what has fewer is shared by more.
     pub(crate) threads: usize,
-    /// Number of a task's variant, for tests that go through all.
+    /// Number of one of those that are [`Choices::tried`], for who goes through all.
     pub(crate) forced: Option<usize>,
+    /// The largest variants are tried too: what plays a GPU takes minutes to compile them.
+    pub(crate) largest: bool,
 }
 
 impl Choices {
@@ -77,20 +79,40 @@ impl Choices {
             wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 12,
             wgpu::DeviceType::Cpu => 1,
         };
-        Self { threads, ..Default::default() }
+        Self { threads, largest: kind != wgpu::DeviceType::Cpu, ..Default::default() }
+    }
+
+    /// The variants that are worth a measurement, never none.
+    pub(crate) fn tried(&self, task: Task) -> Vec<Variant> {
+        let variants = task.variants();
+        let fits = |variant: &&Variant| match variant {
+            Variant::Convolution { pixels, out, split, .. } => {
+                (self.largest || pixels * out <= 4) && self.may_fill(task, [*pixels, *out], *split)
+            }
+            Variant::Tiled { .. } => self.largest,
+            _ => true,
+        };
+        let tried: Vec<Variant> = variants.iter().filter(fits).copied().collect();
+        if tried.is_empty() { variants } else { tried }
+    }
+
+    /// Whether to share each tile by `split` threads may gain: nothing where half as many fill the GPU already, nor where
+    /// twice as many are still far too few.
+    fn may_fill(&self, task: Task, [p, o]: [u32; 2], split: u32) -> bool {
+        let Task::Convolution { pixels, words, depth, .. } = task else { return true };
+        if self.threads <= 1 {
+            return true;
+        }
+        let threads = pixels.div_ceil(p as usize) * words.div_ceil(o as usize) * split as usize;
+        let last = split == 16 || 2 * split as usize > depth;
+        (split == 1 || threads < 4 * self.threads) && (last || threads >= self.threads / 16)
     }
 
     pub(crate) fn choose(&self, task: Task) -> Variant {
         let variants = task.variants();
         if let Some(number) = self.forced {
-            // What plays a GPU takes minutes to compile the largest.
-            let small = |variant: &&Variant| match variant {
-                Variant::Convolution { pixels, out, .. } => pixels * out <= 4,
-                Variant::Tiled { .. } => false,
-                _ => true,
-            };
-            let small: Vec<&Variant> = variants.iter().filter(small).collect();
-            return *small[number % small.len()];
+            let tried = self.tried(task);
+            return tried[number % tried.len()];
         }
         if let Some(known) = self.known.get(&task).filter(|known| variants.contains(known)) {
             return *known;

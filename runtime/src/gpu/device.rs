@@ -2,15 +2,20 @@
 //! variant. Whatever a driver does comes out as an error, never as a panic.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
+    thread,
 };
 
 use andon_shaders::{ENTRY_POINT, PARAMS_BYTES, Variant, binding};
 
 use super::trusted;
+use crate::engine::guarded;
 
 /// Whether shaders check bounds on their own: ours are tested with checks, and run without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +29,12 @@ const VARIABLE: &str = "ANDON_GPU";
 
 /// All adapters that there are, the most promising first.
 pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
+    adapters_of(wgpu::Backends::VULKAN | wgpu::Backends::GL)
+}
+
+fn adapters_of(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends: wgpu::Backends::VULKAN | wgpu::Backends::GL,
+        backends,
         flags: wgpu::InstanceFlags::empty(),
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
@@ -58,6 +67,11 @@ pub(crate) fn chosen() -> Result<wgpu::Adapter, String> {
         let text = format!("{}:{}", info.backend.to_str(), info.name).to_lowercase();
         wanted.split(':').all(|part| text.contains(part))
     };
+    // Where Vulkan has what is wanted in hardware, OpenGL's drivers need not be woken: they take long.
+    let hard = |adapter: &wgpu::Adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu;
+    if let Some(adapter) = adapters_of(wgpu::Backends::VULKAN).into_iter().find(|a| hard(a) && fits(a)) {
+        return Ok(adapter);
+    }
     adapters().into_iter().find(fits).ok_or_else(|| match &*wanted {
         "" => "no GPU that computes".into(),
         wanted => format!("no GPU that {VARIABLE}={wanted:?} fits"),
@@ -157,13 +171,29 @@ impl Device {
         Ok(Self { device, queue, info, bindings, layout, pipelines: HashMap::new(), checks, fault })
     }
 
-    /// Makes the pipeline of a variant, if it is not there yet.
-    pub(crate) fn prepare(&mut self, variant: Variant) -> Result<(), String> {
-        if self.pipelines.contains_key(&variant) {
-            return Ok(());
-        }
-        let pipeline = self.compile(variant.source()?).map_err(|why| format!("kernel {variant:?}: {why}"))?;
-        self.pipelines.insert(variant, pipeline);
+    /// Makes the pipelines of variants that are not there yet; drivers compile several at a time.
+    pub(crate) fn prepare(&mut self, variants: impl Iterator<Item = Variant>) -> Result<(), String> {
+        let missing: HashSet<Variant> = variants.filter(|v| !self.pipelines.contains_key(v)).collect();
+        let missing: Vec<Variant> = missing.into_iter().collect();
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(missing.len());
+        let next = AtomicUsize::new(0);
+        let (device, missing) = (&*self, &missing);
+        let work = || {
+            let mut made = vec![];
+            while let Some(variant) = missing.get(next.fetch_add(1, Relaxed)) {
+                let pipeline = variant.source().and_then(|source| device.compile(source));
+                made.push((*variant, pipeline.map_err(|why| format!("kernel {variant:?}: {why}"))?));
+            }
+            Ok(made)
+        };
+        let made = thread::scope(|scope| {
+            let others: Vec<_> = (1..workers).map(|_| scope.spawn(|| guarded(work))).collect();
+            let mine = std::iter::once(work());
+            let ended = || Err("a compiling thread has ended".into());
+            mine.chain(others.into_iter().map(|other| other.join().unwrap_or_else(|_| ended())))
+                .collect::<Result<Vec<_>, String>>()
+        });
+        self.pipelines.extend(made?.into_iter().flatten());
         Ok(())
     }
 

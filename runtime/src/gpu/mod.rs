@@ -29,12 +29,14 @@ pub(crate) use fault::Fault;
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
 pub use tune::{AdapterKey, Tuned, Tuning, tune};
 
+use std::thread;
+
 use program::Program;
 use run::Memory;
 
 use crate::{
     cpu::{Cpu, Isa, Sketch, StepKind, StepSummary, Summary, describe::Sources},
-    engine::{Engine, StepTime, guarded},
+    engine::{Clock, Engine, StepTime, guarded},
     graph::{Graph, ValueId},
     session::Pictures,
     shape::Shapes,
@@ -55,29 +57,19 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
-    /// `threads`: of the steps that run on the CPU; `tuning` counts if it is of this GPU.
-    #[expect(clippy::too_many_arguments, reason = "each is one of the request's")]
+    /// `cpu`: as [`plan`] makes it; `tuning` counts if it is of this GPU.
     pub(crate) fn new(
-        graph: &Graph,
-        shapes: &Shapes,
-        outputs: &[ValueId],
-        isa: Isa,
-        threads: usize,
+        cpu: Cpu,
         device: Device,
         fault: Option<Fault>,
         tuning: Option<&Tuning>,
     ) -> Result<Self, String> {
-        let sketch = Sketch::with(graph, shapes, outputs, isa, Sources::Kept)?;
-        if !sketch.has_byte_steps() {
-            let why = sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into());
-            return Err(format!("it has no int8 steps: {why}"));
-        }
         let mut choices = Choices::of(device.info.device_type);
         if let Some(tuning) = tuning.filter(|tuning| tuning.fits(&device.info)) {
             choices.known = tuning.known();
         }
         fault.map_or(Ok(()), |fault| fault.memory(&device))?;
-        let gpu = Self::of(sketch.build(threads)?, device, choices)?;
+        let gpu = Self::of(cpu, device, choices)?;
         Ok(Self { fault, ..gpu })
     }
 
@@ -95,17 +87,22 @@ impl Gpu {
             let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
             let fault = Fault::asked()?;
             fault.map_or(Ok(()), Fault::adapter)?;
-            let device = Device::new(&chosen()?, checks)?;
-            Self::new(graph, shapes, outputs, isa, threads, device, fault, tuning)
+            // Either takes its time, on another part of the machine.
+            let (device, cpu) = thread::scope(|scope| {
+                let device = scope.spawn(|| guarded(|| Device::new(&chosen()?, checks)));
+                let cpu = plan(graph, shapes, outputs, isa, threads);
+                (device.join(), cpu)
+            });
+            let device = device.map_err(|_| "the thread that makes a device has ended")?;
+            Self::new(cpu?, device?, fault, tuning)
         })
     }
 
     /// `cpu`: a plan whose steps have kept what they were made from.
     pub(crate) fn of(cpu: Cpu, mut device: Device, choices: Choices) -> Result<Self, String> {
         let (program, cpu) = Program::new(cpu, choices)?;
-        for dispatch in program.phases.iter().flat_map(|phase| &phase.dispatches) {
-            device.prepare(dispatch.variant)?;
-        }
+        let dispatches = program.phases.iter().flat_map(|phase| &phase.dispatches);
+        device.prepare(dispatches.map(|dispatch| dispatch.variant))?;
         let memory = Memory::new(&device, &program)?;
         Ok(Self { device, program, memory, cpu, fault: None, runs: 0 })
     }
@@ -149,6 +146,22 @@ impl Gpu {
     }
 }
 
+/// A network's plan on `threads` threads, whose steps have kept what they were made from.
+pub(crate) fn plan(
+    graph: &Graph,
+    shapes: &Shapes,
+    outputs: &[ValueId],
+    isa: Isa,
+    threads: usize,
+) -> Result<Cpu, String> {
+    let sketch = Sketch::with(graph, shapes, outputs, isa, Sources::Kept)?;
+    if !sketch.has_byte_steps() {
+        let why = sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into());
+        return Err(format!("it has no int8 steps: {why}"));
+    }
+    sketch.build(threads)
+}
+
 impl Engine for Gpu {
     fn name(&self) -> &'static str {
         "gpu"
@@ -173,7 +186,7 @@ impl Engine for Gpu {
                     cpu.run_step(*step, inputs)?;
                     after(*step);
                 }
-                memory.run(device, number, phase, cpu)?;
+                memory.run(device, number, phase, cpu, &mut |_| ())?;
                 let mut last = None;
                 for dispatch in phase.dispatches.iter().filter(|d| last.replace(d.step) != Some(d.step)) {
                     after(dispatch.step);
@@ -193,8 +206,8 @@ impl Engine for Gpu {
         self.cpu.takes_pictures()
     }
 
-    fn profile(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
-        guarded(|| self.profiled(inputs))
+    fn profile(&mut self, inputs: &[&Tensor], clock: &Clock) -> Result<Vec<StepTime>, String> {
+        guarded(|| Ok([self.parts(inputs, clock)?, self.profiled(inputs)?].concat()))
     }
 }
 

@@ -1,4 +1,5 @@
-//! What each dispatch takes by the GPU's own clock: a pass each, with a time before and one behind it.
+//! Where a run's time goes: its parts by the host's clock, and each dispatch by the GPU's own, in a pass of its own with a
+//! time before and one behind it.
 
 use std::time::Duration;
 
@@ -7,10 +8,34 @@ use super::{
     device::Scope,
     run::{Memory, read},
 };
-use crate::{engine::StepTime, tensor::Tensor};
+use crate::{
+    engine::{Clock, StepTime, TimedBy},
+    tensor::Tensor,
+};
 
 impl Gpu {
-    /// One run. A pass a dispatch costs more than one for all, so that the sum is above what a run takes.
+    /// The parts of one run, one after the other.
+    pub(super) fn parts(&mut self, inputs: &[&Tensor], clock: &Clock) -> Result<Vec<StepTime>, String> {
+        let Self { device, program, memory, cpu, .. } = self;
+        let (mut times, mut last) = (vec![], clock.now());
+        let mut part = |step: Option<usize>, kernel: String| {
+            let now = clock.now();
+            times.push(StepTime { step, kernel, clock: TimedBy::Host, time: now.saturating_sub(last) });
+            last = now;
+        };
+        for (number, phase) in program.phases.iter().enumerate() {
+            for step in &phase.steps {
+                cpu.run_step(*step, inputs)?;
+                part(Some(*step), "on the CPU".into());
+            }
+            memory.run(device, number, phase, cpu, &mut |moment| part(None, moment.to_string()))?;
+        }
+        let outputs = cpu.outputs(inputs)?;
+        part(None, format!("{} outputs taken", outputs.len()));
+        Ok(times)
+    }
+
+    /// What each dispatch takes, in one run. A pass a dispatch costs more than one for all, so that the sum is above what a run takes.
     pub(super) fn profiled(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
         let Self { device, program, memory, cpu, .. } = self;
         if !device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
@@ -21,7 +46,10 @@ impl Gpu {
             for step in &phase.steps {
                 cpu.run_step(*step, inputs)?;
             }
-            memory.upload(device, phase, cpu);
+            let mut encoder =
+                device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            memory.upload(device, &mut encoder, number, phase, cpu)?;
+            device.queue.submit([encoder.finish()]);
             // A query set has so many places at most.
             for first in (0..phase.dispatches.len()).step_by(PASSES_MAX) {
                 let range = first..(first + PASSES_MAX).min(phase.dispatches.len());
@@ -29,12 +57,13 @@ impl Gpu {
                 for (dispatch, [start, end]) in phase.dispatches[range].iter().zip(stamps) {
                     let ticks = end.saturating_sub(start) as f64;
                     let nanoseconds = ticks * f64::from(device.queue.get_timestamp_period());
-                    let (step, kernel) = (dispatch.step, format!("{:?}", dispatch.variant));
-                    times.push(StepTime { step, kernel, time: Duration::from_nanos(nanoseconds as u64) });
+                    let (step, kernel) = (Some(dispatch.step), format!("{:?}", dispatch.variant));
+                    let time = Duration::from_nanos(nanoseconds as u64);
+                    times.push(StepTime { step, kernel, clock: TimedBy::Gpu, time });
                 }
             }
             let encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            memory.download(device, encoder, phase, cpu)?;
+            memory.download(device, encoder, phase, cpu, &mut |_| ())?;
         }
         cpu.outputs(inputs)?;
         Ok(times)

@@ -157,7 +157,7 @@ impl Subject<'_> {
         let mut usual: HashMap<Task, (Variant, f64)> = HashMap::new();
         // What would be taken comes first, so that it is there when time runs out.
         for forced in std::iter::once(None).chain((0..).map(Some)) {
-            let more = |number: usize| times.keys().any(|task| task.variants().len() > number);
+            let more = |number: usize| times.keys().any(|task| choices.tried(*task).len() > number);
             if forced.is_some_and(|number| !more(number)) || !in_time() {
                 break;
             }
@@ -259,7 +259,9 @@ mod tests {
         let tuning = tune(&model, "digest", 1, &clock(), Duration::from_secs(60)).unwrap();
         assert!(tuning.untuned.is_some() || !tuning.kernels.is_empty(), "{tuning:?}");
         for tuned in &tuning.kernels {
-            assert_eq!(tuned.tried, tuned.task.variants().len(), "{tuned:?}");
+            let all = Choices::of(chosen().unwrap().get_info().device_type).tried(tuned.task);
+            // Without measuring, one that is not worth it may be what is there already.
+            assert!((all.len()..=all.len() + 1).contains(&tuned.tried), "{tuned:?}");
             assert!(tuned.task.variants().contains(&tuned.variant));
         }
         let options = SessionOptions {

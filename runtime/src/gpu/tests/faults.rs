@@ -27,7 +27,8 @@ fn each_frame_has_its_result_under_each_fault() {
                 fault.adapter()?;
                 let shapes = model.shapes(&model.closed_inputs()).map_err(|e| e.to_string())?;
                 let device = Device::new(&adapter, Checks::Off)?;
-                let gpu = Gpu::new(model.graph(), &shapes, &wanted, isa, 1, device, Some(fault), None)?;
+                let cpu = plan(model.graph(), &shapes, &wanted, isa, 1)?;
+                let gpu = Gpu::new(cpu, device, Some(fault), None)?;
                 Ok(Box::new(gpu) as Box<dyn Engine>)
             };
             // Each frame a minute after the last, so that what failed is made anew at once.
