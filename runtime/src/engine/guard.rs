@@ -2,7 +2,9 @@
 //!
 //! Drivers lose devices, hang, and compute nonsense. Whatever the first engine does, each run has a result: its own, or
 //! the second engine's for the same inputs. After a failure the first engine is made anew, later each time; after a few
-//! without a good stretch between them it is blocked for good. One run in so many is computed by both and compared.
+//! without a good stretch between them it is blocked for good. The first run of an engine that was made, and one in so many
+//! after it, is computed by both and compared. No driver is waited for longer than the policy says, not even while an engine
+//! is made.
 //! Everything that happens is told ([`GuardEvent`]); the clock is given, so that tests need not wait.
 
 use std::{
@@ -53,13 +55,14 @@ pub(crate) type Make = Box<dyn FnMut() -> Result<Box<dyn Engine>, String> + Send
 /// How far the trust goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuardPolicy {
-    /// One run in so many is compared; 0 compares none.
+    /// One run in so many is compared, beginning with the first; 0 compares none.
     pub compare_every: u64,
     /// A run may take so many times the usual.
     pub patience: u32,
     /// But no run is given up before this.
     pub least_wait: Duration,
-    /// The very first run may take this long: drivers compile late. Later ones find an engine that was tried.
+    /// To make the engine may take this long, and so may the very first run: drivers compile late. Later runs find an
+    /// engine that was tried.
     pub first_wait: Duration,
     /// Wait before the engine is made anew, doubled with each failure in a row up to the most.
     pub first_retry: Duration,
@@ -95,8 +98,8 @@ pub enum GuardEvent {
     Failed { failure: Failure, reason: String },
     /// It is there again.
     Restored,
-    /// It is not used any more.
-    Blocked { failures: u32 },
+    /// It is not used any more; the last failure's reason.
+    Blocked { failures: u32, reason: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +119,7 @@ impl fmt::Display for GuardEvent {
                 write!(f, "the GPU computes wrong: {reason}")
             }
             Self::Restored => f.write_str("the GPU is used again"),
-            Self::Blocked { failures } => {
+            Self::Blocked { failures, .. } => {
                 write!(f, "the GPU is not used any more after {failures} failures in a row")
             }
         }
@@ -130,8 +133,9 @@ enum State {
     Ready(Worker),
     /// To be made anew from then on.
     Waiting(Duration),
-    /// Being made and tried, in a thread of its own: drivers take their time, and frames do not wait for it.
-    Making(Receiver<Result<Worker, String>>),
+    /// Being made and tried, in a thread of its own and until then at most: drivers take their time, and frames do not
+    /// wait for it.
+    Making(Receiver<Result<Worker, String>>, Duration),
     Blocked,
 }
 
@@ -146,6 +150,8 @@ pub(crate) struct Guard {
     /// Since the beginning, and good ones since the last failure.
     runs: u64,
     good: u64,
+    /// Since the engine was made, the last time.
+    runs_of_this: u64,
     /// What a run takes when all is well.
     usual: Option<Duration>,
     events: Vec<GuardEvent>,
@@ -163,12 +169,27 @@ impl Guard {
             failures: 0,
             runs: 0,
             good: 0,
+            runs_of_this: 0,
             usual: None,
             events: vec![],
         };
-        let made = Self::made(&guard.make, None);
+        let wait = guard.policy.first_wait;
+        let made = guard.begin(None).and_then(|made| {
+            let late = |_| format!("it was not made within {} ms", wait.as_millis());
+            made.recv_timeout(wait).map_err(late)?
+        });
         guard.take_up(made);
         guard
+    }
+
+    /// Makes the engine in a thread, which is left to itself if the driver does not come back.
+    fn begin(&self, inputs: Option<Vec<Tensor>>) -> Result<Receiver<Result<Worker, String>>, String> {
+        let (done, made) = mpsc::channel();
+        let make = Arc::clone(&self.make);
+        // Nobody waits for it any more if this fails.
+        let work = move || drop(done.send(Self::made(&make, inputs)));
+        let started = thread::Builder::new().name("andon-maker".into()).spawn(work);
+        started.map(|_| made).map_err(|error| format!("no thread to make it: {error}"))
     }
 
     /// The engine anew, tried on some inputs if there are any.
@@ -187,13 +208,14 @@ impl Guard {
         match made {
             Ok(worker) => {
                 self.state = State::Ready(worker);
+                self.runs_of_this = 0;
                 if self.failures > 0 {
                     self.tell(GuardEvent::Restored);
                 }
             }
             Err(reason) => {
-                self.tell(GuardEvent::Unavailable { reason });
-                self.put_off();
+                self.tell(GuardEvent::Unavailable { reason: reason.clone() });
+                self.put_off(reason);
             }
         }
     }
@@ -210,38 +232,39 @@ impl Guard {
         if let State::Waiting(from) = self.state
             && self.clock.now() >= from
         {
-            let (done, made) = mpsc::channel();
-            let make = Arc::clone(&self.make);
-            let inputs: Vec<Tensor> = inputs.iter().map(|tensor| (*tensor).clone()).collect();
-            // Nobody waits for it any more if this fails.
-            let work = move || drop(done.send(Self::made(&make, Some(inputs))));
-            match thread::Builder::new().name("andon-maker".into()).spawn(work) {
-                Ok(_) => self.state = State::Making(made),
-                Err(error) => self.take_up(Err(format!("no thread to make it: {error}"))),
+            let inputs = inputs.iter().map(|tensor| (*tensor).clone()).collect();
+            match self.begin(Some(inputs)) {
+                Ok(made) => {
+                    self.state = State::Making(made, self.clock.now() + self.policy.first_wait);
+                }
+                Err(error) => self.take_up(Err(error)),
             }
         }
-        let State::Making(made) = &self.state else { return };
+        let State::Making(made, until) = &self.state else { return };
         match made.try_recv() {
             Ok(made) => self.take_up(made),
-            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Empty) if self.clock.now() <= *until => {}
+            Err(TryRecvError::Empty) => self.take_up(Err("it is not made in time".into())),
             Err(TryRecvError::Disconnected) => self.take_up(Err("its thread has ended".into())),
         }
     }
 
     /// Counts a failure: blocks, or waits longer than after the last one.
-    fn put_off(&mut self) {
+    fn put_off(&mut self, reason: String) {
         (self.failures, self.good) = (self.failures + 1, 0);
         if self.failures >= self.policy.failures_max {
             self.state = State::Blocked;
-            return self.tell(GuardEvent::Blocked { failures: self.failures });
+            return self.tell(GuardEvent::Blocked { failures: self.failures, reason });
         }
         let doubled = self.policy.first_retry.saturating_mul(1 << (self.failures - 1).min(20));
         self.state = State::Waiting(self.clock.now() + doubled.min(self.policy.last_retry));
     }
 
     fn fail(&mut self, failure: Failure, reason: String) {
-        self.tell(GuardEvent::Failed { failure, reason });
-        self.put_off();
+        let event = GuardEvent::Failed { failure, reason };
+        let reason = event.to_string();
+        self.tell(event);
+        self.put_off(reason);
     }
 
     /// What the untrusted engine gives, if it gives something in time.
@@ -263,6 +286,7 @@ impl Guard {
                     self.usual = Some((usual * 7 + taken.min(usual * 2)) / 8);
                 }
                 self.runs += 1;
+                self.runs_of_this += 1;
                 Some(outputs)
             }
             Err((failure, reason)) => {
@@ -278,7 +302,7 @@ impl Guard {
     /// Waits for an engine that is being made.
     pub(crate) fn settle(&mut self, inputs: &[&Tensor]) {
         self.revive(inputs);
-        while let State::Making(_) = self.state {
+        while let State::Making(..) = self.state {
             thread::yield_now();
             self.revive(inputs);
         }
@@ -297,8 +321,8 @@ impl Engine for Guard {
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         self.revive(inputs);
         let Some(outputs) = self.attempt(inputs) else { return self.trusted.run(inputs) };
-        let compares =
-            self.policy.compare_every > 0 && (self.runs - 1).is_multiple_of(self.policy.compare_every);
+        let compares = self.policy.compare_every > 0
+            && (self.runs_of_this - 1).is_multiple_of(self.policy.compare_every);
         if compares {
             let expected = self.trusted.run(inputs)?;
             if let Err(reason) = agree(&expected, &outputs) {
@@ -501,8 +525,9 @@ mod tests {
     fn quick() -> GuardPolicy {
         GuardPolicy {
             compare_every: 1,
-            least_wait: Duration::from_millis(200),
-            first_wait: Duration::from_millis(200),
+            // Long enough for a panic to be told on a busy machine; what hangs takes as long as this.
+            least_wait: Duration::from_secs(3),
+            first_wait: Duration::from_secs(3),
             ..Default::default()
         }
     }
@@ -542,7 +567,8 @@ mod tests {
             bench.frame();
             assert_eq!(bench.made.load(SeqCst), made);
         }
-        assert_eq!(bench.guard.take_events().last(), Some(&GuardEvent::Blocked { failures: 4 }));
+        let reason = "the GPU failed: the device is lost".to_owned();
+        assert_eq!(bench.guard.take_events().last(), Some(&GuardEvent::Blocked { failures: 4, reason }));
         bench.now.fetch_add(1 << 40, SeqCst);
         bench.frame();
         assert_eq!((bench.guard.name(), bench.made.load(SeqCst)), ("cpu", 4));
@@ -574,7 +600,28 @@ mod tests {
         let events = bench.guard.take_events();
         let unavailable = |event: &&GuardEvent| matches!(event, GuardEvent::Unavailable { .. });
         assert_eq!(events.iter().filter(unavailable).count(), 2, "{events:?}");
-        assert_eq!(events.last(), Some(&GuardEvent::Blocked { failures: 3 }));
+        let reason = "no adapter".to_owned();
+        assert_eq!(events.last(), Some(&GuardEvent::Blocked { failures: 3, reason }));
+    }
+
+    /// A driver that does not even come back from making a device.
+    #[test]
+    fn an_engine_that_is_never_made_is_not_waited_for() {
+        let policy = GuardPolicy { first_wait: Duration::from_millis(50), ..quick() };
+        let now = Arc::new(AtomicU64::new(0));
+        let time = Arc::clone(&now);
+        let clock = Clock::new(move || Duration::from_millis(time.load(SeqCst)));
+        let hang = || -> Result<Box<dyn Engine>, String> {
+            thread::sleep(Duration::from_secs(3600));
+            Err("late".into())
+        };
+        let mut guard = Guard::new(Box::new(hang), Box::new(Doubler), policy, clock);
+        for _ in 0..6 {
+            now.fetch_add(1 << 20, SeqCst);
+            assert_eq!(guard.run(&[&tensor(&[1.0])]).unwrap(), [tensor(&[2.0])]);
+        }
+        let reason = "it is not made in time".to_owned();
+        assert_eq!(guard.take_events().last(), Some(&GuardEvent::Blocked { failures: 3, reason }));
     }
 
     #[test]
@@ -589,6 +636,15 @@ mod tests {
         assert_eq!(wrong, 1);
         bench.frame();
         assert_eq!(bench.guard.take_events().len(), 1);
+        // What was made anew must show itself at once.
+        bench.now.store(1_000, SeqCst);
+        // Tried when it is made, and then run.
+        bench.script(".w");
+        bench.frame();
+        assert!(
+            matches!(&*bench.guard.take_events(), [GuardEvent::Restored, GuardEvent::Failed { .. }]),
+            "an engine made anew is compared"
+        );
     }
 
     #[test]
