@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod decision;
 pub mod drift_watch;
+pub mod engines;
 pub mod enrol;
 pub mod files;
 pub mod identity;

@@ -36,6 +36,8 @@ struct HealthBody {
     status: &'static str,
     device: DeviceId,
     release: Option<String>,
+    /// What computes it, and why that.
+    engine: Option<String>,
     frames: u64,
     faults: u64,
     last_verdict_age_ms: Option<u64>,
@@ -75,7 +77,8 @@ async fn health(State(local): State<Local>) -> impl IntoResponse {
     let body = HealthBody {
         status: word,
         device: local.device.clone(),
-        release: health.running.map(|running| running.release.to_string()),
+        release: health.running.as_ref().map(|running| running.release.to_string()),
+        engine: health.running.map(|running| running.engine),
         frames: health.total.frames,
         faults: health.total.faults,
         last_verdict_age_ms: health.last_verdict_age.map(|age| age.as_millis() as u64),

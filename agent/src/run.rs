@@ -34,6 +34,7 @@ use crate::{
     camera::{self, CameraError},
     clock::{Clock, SystemClock},
     config::{Config, seconds},
+    engines::{Engines, notes::Notes},
     files::{Disk, SystemDisk},
     identity::{Identity, IdentityError},
     line::{Line, Progress, SpoolSink, progress},
@@ -162,9 +163,10 @@ impl Agent {
         let address = runtime.block_on(local::start(config.local.listen, &config.data_dir, local))?;
         tracing::info!(%address, "health and metrics");
 
+        let notes = Notes::new(disk.clone(), &config.data_dir);
         let station = DeviceStation {
             line: line.clone(),
-            engine,
+            engines: Arc::new(Engines::new(engine, notes, clock.clone())),
             clock: clock.clone(),
             intake,
             status,

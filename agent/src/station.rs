@@ -3,15 +3,7 @@
 //! Invariants: a release is swapped in only from a folder that was verified; a self-test compares every golden score
 //! with what the trainer's engine gave; one that panics or does not end has failed.
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        mpsc::{RecvTimeoutError, sync_channel},
-    },
-    thread,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use andon_protocol::{
     Digest, ReleaseId,
@@ -19,11 +11,12 @@ use andon_protocol::{
     state::UpdatePhase,
     telemetry::{Body, Event, Record},
 };
-use andon_runtime::{EngineChoice, Image, ImageLimits};
+use andon_runtime::{Image, ImageLimits};
 use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
+    engines::{Engines, in_time},
     files::{Disk, SystemDisk},
     line::Line,
     pipeline::{Judge, LoadedRelease, load_release},
@@ -32,12 +25,12 @@ use crate::{
 };
 
 const GOLDEN_IMAGE_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// Loading a release and judging its golden images takes seconds on the slowest device.
+/// Loading a release and judging its golden images takes seconds on the slowest device, and so does measuring a GPU.
 const WORK_MAX: Duration = Duration::from_secs(300);
 
 pub struct DeviceStation {
     pub line: Line,
-    pub engine: EngineChoice,
+    pub engines: Arc<Engines>,
     pub clock: Arc<dyn Clock>,
     pub intake: Intake,
     pub status: watch::Sender<Status>,
@@ -50,8 +43,8 @@ pub struct DeviceStation {
 impl Station for DeviceStation {
     fn self_test(&mut self, folder: &Path, release: &ReleaseId) -> Result<(), String> {
         self.tested = None;
-        let (engine, folder, release) = (self.engine, folder.to_owned(), release.clone());
-        self.tested = Some(in_time(move || tested_release(engine, &folder, &release))?);
+        let (engines, folder, release) = (Arc::clone(&self.engines), folder.to_owned(), release.clone());
+        self.tested = Some(in_time("load", WORK_MAX, move || tested_release(&engines, &folder, &release))?);
         Ok(())
     }
 
@@ -59,8 +52,9 @@ impl Station for DeviceStation {
         let loaded = match self.tested.take().filter(|tested| tested.running.release == *release) {
             Some(tested) => tested,
             None => {
-                let (engine, folder, release) = (self.engine, folder.to_owned(), release.clone());
-                in_time(move || load_checked(engine, &folder, &release))?
+                let (engines, folder, release) =
+                    (Arc::clone(&self.engines), folder.to_owned(), release.clone());
+                in_time("load", WORK_MAX, move || load_checked(&engines, &folder, &release))?
             }
         };
         let before = self.line.health().ok_or("the frame path has ended")?.installs;
@@ -90,28 +84,12 @@ impl Station for DeviceStation {
     }
 }
 
-/// Runs `work` in a thread of its own. One that panics or does not come to an end is an error; the latter is left
-/// behind, since a thread cannot be ended from outside.
-fn in_time<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let (done, result) = sync_channel(1);
-    thread::Builder::new()
-        .name("load".into())
-        .spawn(move || {
-            // An error says that nobody waits any more.
-            let _ = done.send(work());
-        })
-        .map_err(|e| format!("no thread to load with: {e}"))?;
-    match result.recv_timeout(WORK_MAX) {
-        Ok(result) => result,
-        Err(RecvTimeoutError::Timeout) => Err(format!("it did not end within {} s", WORK_MAX.as_secs())),
-        Err(RecvTimeoutError::Disconnected) => Err("the engine panicked".into()),
-    }
-}
-
-fn tested_release(engine: EngineChoice, folder: &Path, release: &ReleaseId) -> Result<LoadedRelease, String> {
-    let mut loaded = load_checked(engine, folder, release)?;
+fn tested_release(
+    engines: &Arc<Engines>,
+    folder: &Path,
+    release: &ReleaseId,
+) -> Result<LoadedRelease, String> {
+    let mut loaded = load_checked(engines, folder, release)?;
     let set = read(&folder.join(GOLDEN_FILE), GOLDEN_BYTES_MAX as u64)?;
     let set = GoldenSet::from_json(&set).map_err(|e| e.to_string())?;
     judge_golden(&mut *loaded.judge, folder, &set)?;
@@ -119,8 +97,8 @@ fn tested_release(engine: EngineChoice, folder: &Path, release: &ReleaseId) -> R
     Ok(loaded)
 }
 
-fn load_checked(engine: EngineChoice, folder: &Path, release: &ReleaseId) -> Result<LoadedRelease, String> {
-    let loaded = load_release(folder, engine).map_err(|e| e.to_string())?;
+fn load_checked(engines: &Arc<Engines>, folder: &Path, release: &ReleaseId) -> Result<LoadedRelease, String> {
+    let loaded = load_release(folder, engines).map_err(|e| e.to_string())?;
     let named = &loaded.running.release;
     if named != release {
         return Err(format!("its manifest says it is {named}"));
@@ -206,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_panic_while_loading_is_an_error() {
-        let result: Result<(), String> = in_time(|| panic!("a bug in the engine"));
+        let result: Result<(), String> = in_time("load", WORK_MAX, || panic!("a bug in the engine"));
         assert_eq!(result, Err("the engine panicked".into()));
     }
 }

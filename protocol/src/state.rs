@@ -71,7 +71,7 @@ pub struct Running {
     pub release: ReleaseId,
     /// Of `model.onnx` as loaded.
     pub model: Digest,
-    /// `tract`, later `cpu` and `gpu`, with what it runs on.
+    /// `cpu`, `gpu` or `tract`; after a colon, for people, why that: at most 300 characters.
     pub engine: String,
 }
 

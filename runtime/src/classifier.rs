@@ -45,6 +45,11 @@ pub struct Classifier {
 }
 
 impl Classifier {
+    /// Shapes of the inputs of a release's network.
+    pub fn input_shapes(manifest: &Manifest) -> Vec<(String, Vec<usize>)> {
+        shapes_of(&manifest.input)
+    }
+
     /// The classifier of a release.
     pub fn new(model: &Model, manifest: &Manifest, options: SessionOptions) -> Result<Self, LoadError> {
         let spec = ClassifierSpec {
@@ -64,7 +69,6 @@ impl Classifier {
         mut options: SessionOptions,
     ) -> Result<Self, LoadError> {
         let Input { name, width, height, channels } = &spec.input;
-        let shape = [1, *channels, *height, *width].map(|d| d as usize).to_vec();
         let refuse = |reason: String| LoadError::NoClassifier { model: model.name().into(), reason };
         if model.inputs().len() != 1 {
             return Err(refuse(format!("it has {} inputs, expected 1", model.inputs().len())));
@@ -73,7 +77,7 @@ impl Classifier {
         if constants.mean.len() != *channels as usize || constants.std.len() != *channels as usize {
             return Err(refuse(format!("mean and std need {channels} values each")));
         }
-        options.input_shapes = vec![(name.clone(), shape)];
+        options.input_shapes = shapes_of(&spec.input);
         options.pictures = Some(Pictures { mean: constants.mean.clone(), std: constants.std.clone() });
         let mut session = Session::new(model, &options)?;
         // One run on an even grey shows whether the outputs are there, before a frame depends on it.
@@ -170,6 +174,11 @@ impl Classifier {
         let scores = if self.gives_probabilities { logits } else { softmax(&logits) };
         Ok(Judgement { class: argmax(&scores), scores, embedding })
     }
+}
+
+fn shapes_of(input: &Input) -> Vec<(String, Vec<usize>)> {
+    let shape = [1, input.channels, input.height, input.width].map(|d| d as usize).to_vec();
+    vec![(input.name.clone(), shape)]
 }
 
 fn session_shape(session: &Session) -> Vec<usize> {

@@ -1,6 +1,13 @@
-//! `andon-agent gpu`: the GPUs of this machine, their drivers, and what they can do at most.
+//! `andon-agent gpu`: the GPUs of this machine, their drivers, what they can do at most, and which an agent does not use
+//! any more.
 
-use andon_agent::clock::{Clock, SystemClock};
+use std::{path::PathBuf, sync::Arc};
+
+use andon_agent::{
+    clock::{Clock, SystemClock},
+    engines::{decide::Blocked, notes::Notes},
+    files::SystemDisk,
+};
 use andon_runtime::{GpuAdapter, GpuPeaks, gpus};
 
 use super::say;
@@ -13,19 +20,31 @@ pub(crate) struct GpuArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// The folder of an agent: show which drivers it does not use any more, and why
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// Let that agent use all drivers again, from its next start or release on
+    #[arg(long, requires = "data_dir")]
+    unblock: bool,
 }
 
 pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
+    let notes = args.data_dir.as_ref().map(|folder| Notes::new(Arc::new(SystemDisk), folder));
+    if let (Some(notes), true) = (&notes, args.unblock) {
+        return say(format_args!("{} drivers unblocked\n", notes.unblock()?));
+    }
+    let blocked = notes.map_or(vec![], |notes| notes.blocked());
     let clock = SystemClock::new();
     let adapters = gpus();
     let measure = |adapter: &GpuAdapter| (!args.list).then(|| adapter.measure(&|| clock.elapsed()));
     let measured: Vec<_> = adapters.iter().map(measure).collect();
     if args.json {
         let each = adapters.iter().zip(&measured).map(|(adapter, peaks)| json(adapter, peaks.as_ref()));
-        return say(format_args!("{}\n", serde_json::json!({ "adapters": each.collect::<Vec<_>>() })));
+        let all = serde_json::json!({ "adapters": each.collect::<Vec<_>>(), "blocked": blocked });
+        return say(format_args!("{all}\n"));
     }
     if adapters.is_empty() {
-        return say("no GPU that computes, through Vulkan or OpenGL ES 3.1\n");
+        say("no GPU that computes, through Vulkan or OpenGL ES 3.1\n")?;
     }
     for (adapter, peaks) in adapters.iter().zip(&measured) {
         say(format_args!("{} through {} ({})\n", adapter.name, adapter.backend, adapter.kind))?;
@@ -43,6 +62,16 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
             Some(Err(why)) => say(format_args!("  not usable  {why}\n"))?,
             Some(Ok(peaks)) => show(peaks)?,
         }
+        for Blocked { since, reason, .. } in blocked.iter().filter(|blocked| blocked.adapter == adapter.key())
+        {
+            say(format_args!("  blocked     since {since}: {reason}\n"))?;
+        }
+    }
+    // Another driver, or a GPU that is gone.
+    let gone = |blocked: &&Blocked| !adapters.iter().any(|adapter| adapter.key() == blocked.adapter);
+    for blocked in blocked.iter().filter(gone) {
+        let (driver, info) = (&blocked.adapter.driver, &blocked.adapter.driver_info);
+        say(format_args!("not there now ({driver} {info}): {}\n", blocked.text()))?;
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &TuneArgs) -> anyhow::Result<()> {
     let clock = SystemClock::new();
     let clock = andon_runtime::Clock::new(move || clock.elapsed());
     let budget = Duration::from_secs(args.seconds);
-    let tuning = tune(&model, &Digest::of(&bytes).to_string(), args.threads.into(), &clock, budget);
+    let tuning = tune(&model, &[], &Digest::of(&bytes).to_string(), args.threads.into(), &clock, budget);
     let tuning = tuning.map_err(anyhow::Error::msg)?;
     let text = serde_json::to_string_pretty(&tuning)?;
     if let Some(out) = &args.out {

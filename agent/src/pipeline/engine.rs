@@ -24,6 +24,7 @@ pub(super) struct Engine {
     at_work_on: Option<u64>,
     /// What happened to the engine and was not asked for yet.
     notes: Vec<String>,
+    changed: Option<String>,
 }
 
 struct Job {
@@ -35,6 +36,7 @@ struct Done {
     number: u64,
     result: Result<Judgement, Failure>,
     notes: Vec<String>,
+    changed: Option<String>,
 }
 
 /// Why there is no judgement, with what is known about it for the log.
@@ -50,12 +52,17 @@ impl Engine {
         let (jobs, inbox) = sync_channel::<Job>(1);
         let (outbox, done) = sync_channel::<Done>(1);
         thread::Builder::new().name("engine".into()).spawn(move || work(judge, &inbox, &outbox))?;
-        Ok(Self { jobs, done, at_work_on: None, notes: vec![] })
+        Ok(Self { jobs, done, at_work_on: None, notes: vec![], changed: None })
     }
 
     /// What happened to the engine since the last call; it went on by itself.
     pub(super) fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
+    }
+
+    /// What it runs on from now on, if that has changed since the last call.
+    pub(super) fn take_change(&mut self) -> Option<String> {
+        self.changed.take()
     }
 
     /// Judges an image, giving up at `deadline` (of `clock.elapsed()`).
@@ -101,6 +108,7 @@ impl Engine {
             Ok(mut done) => {
                 self.at_work_on = None;
                 self.notes.append(&mut done.notes);
+                self.changed = done.changed.take().or(self.changed.take());
                 Ok(done)
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -127,8 +135,9 @@ fn work(mut judge: Box<dyn Judge>, inbox: &Receiver<Job>, outbox: &SyncSender<Do
             Ok(Err(error)) => Err(Failure { reason: Reason::EngineFailed, detail: error.to_string() }),
             Err(panic) => Err(Failure { reason: Reason::EnginePanicked, detail: panic_text(&*panic) }),
         };
-        let notes = catch_unwind(AssertUnwindSafe(|| judge.take_notes())).unwrap_or_default();
-        if outbox.send(Done { number, result, notes }).is_err() {
+        let told = catch_unwind(AssertUnwindSafe(|| (judge.take_notes(), judge.take_engine())));
+        let (notes, changed) = told.unwrap_or_default();
+        if outbox.send(Done { number, result, notes, changed }).is_err() {
             return;
         }
     }

@@ -188,6 +188,10 @@ impl FrameLoop {
         let Some((active, engine)) = &mut self.active else { return };
         let notes = engine.take_notes();
         notes.iter().for_each(|note| tracing::warn!("{note}"));
+        if let Some(changed) = engine.take_change() {
+            tracing::warn!("frames are judged on {changed}");
+            self.shared.board().run_on(changed);
+        }
         // A fault still goes to the watch: gates look at pictures, not at verdicts.
         let judgement = judged.ok();
         let judged = Judged { ticket, frame, identical, active: Arc::clone(active), judgement, notes };

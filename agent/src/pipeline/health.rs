@@ -238,6 +238,13 @@ impl Board {
         self.charts.clear();
     }
 
+    /// The release that runs now runs on another engine.
+    pub(super) fn run_on(&mut self, engine: String) {
+        if let Some(running) = &mut self.running {
+            running.engine = engine;
+        }
+    }
+
     pub(super) fn has_release(&self) -> bool {
         self.running.is_some()
     }

@@ -71,6 +71,11 @@ pub trait Judge: Send {
     fn take_notes(&mut self) -> Vec<String> {
         vec![]
     }
+
+    /// What it runs on from now on, as [`Running::engine`] says it, if that has changed for good.
+    fn take_engine(&mut self) -> Option<String> {
+        None
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

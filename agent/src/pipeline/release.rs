@@ -5,6 +5,9 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use andon_drift::Reference;
@@ -16,11 +19,14 @@ use andon_protocol::{
     state::Running,
 };
 use andon_runtime::{
-    Classifier, EngineChoice, GuardPolicy, Guarding, Image, Judgement, Limits, Model, SessionOptions, onnx,
+    Classifier, GuardEvent, GuardPolicy, Guarding, Image, Judgement, Limits, Model, SessionOptions, onnx,
 };
 
 use super::{Judge, JudgeError, LoadedRelease};
-use crate::clock::{Clock, SystemClock};
+use crate::{
+    clock::{Clock, SystemClock},
+    engines::{Choice, Engines, decide::Gpu, short},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadReleaseError {
@@ -34,8 +40,12 @@ pub enum LoadReleaseError {
     Model { path: PathBuf, error: andon_runtime::LoadError },
 }
 
-/// Loads the release in `folder`. A release without a reference is judged with, but not watched.
-pub fn load_release(folder: &Path, engine: EngineChoice) -> Result<LoadedRelease, LoadReleaseError> {
+/// Software that plays a GPU shares its processors with everything else: what is late there is no sign of a bad driver.
+const SOFTWARE_LEAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Loads the release in `folder`, on the engine that does best by it. A release without a reference is judged with, but
+/// not watched.
+pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelease, LoadReleaseError> {
     let limits = Limits::default();
     let path = folder.join(MANIFEST_FILE);
     let manifest = Manifest::from_json(&read(&path, MANIFEST_BYTES_MAX)?)
@@ -49,12 +59,24 @@ pub fn load_release(folder: &Path, engine: EngineChoice) -> Result<LoadedRelease
     file.let_go(&file);
     let model_error = |error| LoadReleaseError::Model { path: path.clone(), error };
     let model = Model::open(&file, &limits).map_err(model_error)?;
+    let Choice { engine, tuning, threads, gpu, why } =
+        engines.choose(&model, &digest, &Classifier::input_shapes(&manifest));
     // A GPU that fails costs no frame; what happened to it is told.
     let clock = SystemClock::new();
     let clock = andon_runtime::Clock::new(move || clock.elapsed());
-    let guarding = Some(Guarding { policy: GuardPolicy::default(), clock });
-    let options = SessionOptions { engine, guarding, ..Default::default() };
+    let mut policy = GuardPolicy::default();
+    if gpu.as_ref().is_some_and(|gpu| gpu.is_software) {
+        policy.least_wait = SOFTWARE_LEAST_WAIT;
+    }
+    let guarding = Some(Guarding { policy, clock });
+    let options = SessionOptions { engine, threads, tuning, guarding, ..Default::default() };
     let classifier = Classifier::new(&model, &manifest, options).map_err(model_error)?;
+    if gpu.is_some() {
+        engines.tried();
+    }
+    let mut judge = Chosen::new(classifier, gpu, Arc::clone(engines), why);
+    let engine = judge.take_engine().unwrap_or_default();
+    tracing::info!(release = %manifest.release, "runs on {engine}");
 
     let path = folder.join(REFERENCE_FILE);
     let (reference, reference_digest) = if path.exists() {
@@ -65,18 +87,69 @@ pub fn load_release(folder: &Path, engine: EngineChoice) -> Result<LoadedRelease
     } else {
         (None, Digest::of(&[]))
     };
-    let running =
-        Running { release: manifest.release.clone(), model: digest, engine: classifier.engine().to_owned() };
-    Ok(LoadedRelease { manifest, running, reference, reference_digest, judge: Box::new(classifier) })
+    let running = Running { release: manifest.release.clone(), model: digest, engine };
+    Ok(LoadedRelease { manifest, running, reference, reference_digest, judge: Box::new(judge) })
 }
 
-impl Judge for Classifier {
+/// A classifier on the engine that was chosen for it.
+struct Chosen {
+    classifier: Classifier,
+    engines: Arc<Engines>,
+    gpu: Option<Gpu>,
+    /// Why it was chosen.
+    why: String,
+    /// What happened since the last call, and what it runs on if that has changed.
+    notes: Vec<String>,
+    engine: Option<String>,
+}
+
+impl Chosen {
+    fn new(classifier: Classifier, gpu: Option<Gpu>, engines: Arc<Engines>, why: String) -> Self {
+        let engine = Some(format!("{}: {why}", classifier.engine()));
+        let is_refused = gpu.is_some() && classifier.engine() != "gpu";
+        let mut chosen = Self { classifier, engines, gpu, why, notes: vec![], engine };
+        chosen.hear();
+        if let Some(note) = chosen.notes.last().filter(|_| is_refused) {
+            chosen.engine = Some(short(&format!("{}: {note}", chosen.classifier.engine())));
+        }
+        chosen
+    }
+
+    /// Takes note of what happened to the engine.
+    fn hear(&mut self) {
+        for event in self.classifier.take_events() {
+            match (&event, &self.gpu) {
+                (GuardEvent::Restored, _) => self.engine = Some(format!("gpu: {}", self.why)),
+                (GuardEvent::Blocked { failures, reason }, Some(gpu)) => {
+                    let reason = format!("{failures} failures in a row, the last: {reason}");
+                    let blocked = self.engines.bad(&gpu.key, &reason);
+                    self.engine = Some(short(&format!("{}: {}", self.classifier.engine(), blocked.text())));
+                    let engines = Arc::clone(&self.engines);
+                    // Disks take their time, and a verdict waits for these notes.
+                    let write = move || engines.block(blocked);
+                    if let Err(error) = thread::Builder::new().name("block".into()).spawn(write) {
+                        tracing::error!(%error, "no thread to write the blocked driver down");
+                    }
+                }
+                _ => {}
+            }
+            self.notes.push(event.to_string());
+        }
+    }
+}
+
+impl Judge for Chosen {
     fn judge(&mut self, image: &Image) -> Result<Judgement, JudgeError> {
-        self.classify(image).map_err(|error| JudgeError(error.to_string()))
+        self.classifier.classify(image).map_err(|error| JudgeError(error.to_string()))
     }
 
     fn take_notes(&mut self) -> Vec<String> {
-        self.take_events().iter().map(ToString::to_string).collect()
+        self.hear();
+        std::mem::take(&mut self.notes)
+    }
+
+    fn take_engine(&mut self) -> Option<String> {
+        self.engine.take()
     }
 }
 

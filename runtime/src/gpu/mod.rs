@@ -27,7 +27,7 @@ pub use choice::Task;
 use device::{Checks, Device, chosen};
 pub(crate) use fault::Fault;
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
-pub use tune::{AdapterKey, Tuned, Tuning, tune};
+pub use tune::{AdapterKey, Tuned, Tuning, has_gpu_steps, tune};
 
 use std::thread;
 

@@ -7,6 +7,7 @@ use andon_shaders::{Limits, PARAMS_BYTES, Probe};
 use super::{
     device::{Checks, Device, Scope, adapters, chosen},
     run::read,
+    tune::AdapterKey,
 };
 use crate::engine::guarded;
 
@@ -83,6 +84,16 @@ impl GpuAdapter {
             invocations_max: limits.max_compute_invocations_per_workgroup,
             adapter,
         }
+    }
+
+    /// What it is recognised by, driver and all.
+    pub fn key(&self) -> AdapterKey {
+        AdapterKey::of(&self.adapter.get_info())
+    }
+
+    /// Software that plays a GPU: good for tests, never faster than the CPU that it runs on.
+    pub fn is_software(&self) -> bool {
+        self.adapter.get_info().device_type == wgpu::DeviceType::Cpu
     }
 
     /// Measures for about a second; `clock` tells the time since some fixed moment.

@@ -80,6 +80,11 @@ impl AdapterKey {
 }
 
 impl Tuning {
+    /// Whether it says something about this network on this adapter.
+    pub fn is_of(&self, adapter: &AdapterKey, model: &str) -> bool {
+        self.format == FORMAT && self.adapter == *adapter && self.model == model
+    }
+
     /// Whether it says something about this adapter.
     pub(crate) fn fits(&self, info: &wgpu::AdapterInfo) -> bool {
         self.format == FORMAT && self.adapter == AdapterKey::of(info)
@@ -99,20 +104,34 @@ struct Subject<'a> {
     inputs: Vec<Tensor>,
 }
 
-/// Measures for at most `budget`, and a little more, on the adapter that would be used. `model_name` is written down.
+/// Whether there is anything in a network that a GPU computes; why not, if there is nothing. No GPU is asked.
+pub fn has_gpu_steps(model: &Model, input_shapes: &[(String, Vec<usize>)]) -> Result<(), String> {
+    let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
+    let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
+    let wanted = model.wanted();
+    let sketch = Sketch::new(model.graph(), &shapes, &wanted, Isa::chosen()?)?;
+    if sketch.has_byte_steps() {
+        return Ok(());
+    }
+    Err(sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into()))
+}
+
+/// Measures for at most `budget`, and a little more, on the adapter that would be used. `model_name` is written down;
+/// `input_shapes` are those of inputs whose size the file leaves open.
 pub fn tune(
     model: &Model,
+    input_shapes: &[(String, Vec<usize>)],
     model_name: &str,
     threads: usize,
     clock: &Clock,
     budget: Duration,
 ) -> Result<Tuning, String> {
     guarded(|| {
-        let closed = model.closed_inputs();
-        let shapes = model.shapes(&closed).map_err(|e| e.to_string())?;
+        let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
+        let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
         let outputs = model.wanted();
         let inputs =
-            closed.iter().zip(model.inputs()).map(|((_, dims), port)| Tensor::noise(dims, port.data_type));
+            resolved.iter().zip(model.inputs()).map(|((_, dims), port)| Tensor::noise(dims, port.data_type));
         let inputs = inputs.collect::<Result<_, String>>()?;
         let subject = Subject { graph: model.graph(), shapes: &shapes, outputs: &outputs, threads, inputs };
         let end = clock.now() + budget;
@@ -256,7 +275,7 @@ mod tests {
             return eprintln!("NOT TESTED: no GPU and nothing that plays one");
         }
         let model = fixtures::model(fixtures::qdq_proto());
-        let tuning = tune(&model, "digest", 1, &clock(), Duration::from_secs(60)).unwrap();
+        let tuning = tune(&model, &[], "digest", 1, &clock(), Duration::from_secs(60)).unwrap();
         assert!(tuning.untuned.is_some() || !tuning.kernels.is_empty(), "{tuning:?}");
         for tuned in &tuning.kernels {
             let all = Choices::of(chosen().unwrap().get_info().device_type).tried(tuned.task);

@@ -1,0 +1,384 @@
+//! Which engine a release runs on: [`Engines`] asks what GPU there is, has a network measured once, and remembers what
+//! was found and which drivers are not to be trusted, across restarts.
+//!
+//! Invariants:
+//! - nothing of it runs on the frame path: a release is chosen an engine for before it is put on the line, while the
+//!   one before it goes on judging;
+//! - no driver is waited for without a bound, and one that ends the process three times in a row is blocked;
+//! - whatever a driver does, the release runs: at worst on the CPU, and the reason is told.
+
+pub mod decide;
+pub mod notes;
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use andon_protocol::{Digest, tuf::UtcTime};
+use andon_runtime::{AdapterKey, EngineChoice, Model, Tuning, chosen_gpu, has_gpu_steps, tune};
+
+use crate::clock::Clock;
+use decide::{Blocked, Decision, Gpu, Kept, Known, decide};
+use notes::{Notes, Trying};
+
+/// To say which GPUs there are.
+const ADAPTERS_WAIT: Duration = Duration::from_secs(20);
+/// To try kernels, and then for all of it: building, the comparison with the CPU, a driver that compiles slowly.
+const TUNING_BUDGET: Duration = Duration::from_secs(5);
+const TUNING_WAIT: Duration = Duration::from_secs(60);
+/// Tries of a driver in a row that came to no end before it is blocked.
+const TRIES_MAX: u32 = 3;
+/// Of a run, the caller's included.
+const THREADS: usize = 1;
+const AGENT: &str = env!("CARGO_PKG_VERSION");
+/// Of a reason: drivers write novels.
+const REASON_CHARS_MAX: usize = 250;
+
+pub struct Engines {
+    asked: EngineChoice,
+    notes: Notes,
+    clock: Arc<dyn Clock>,
+    /// For tests: software is measured and chosen like hardware.
+    software_counts: bool,
+}
+
+/// What a release is to run on.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    pub engine: EngineChoice,
+    pub tuning: Option<Arc<Tuning>>,
+    pub threads: usize,
+    /// The GPU, if it is one.
+    pub gpu: Option<Gpu>,
+    /// In a sentence.
+    pub why: String,
+}
+
+impl Engines {
+    pub fn new(asked: EngineChoice, notes: Notes, clock: Arc<dyn Clock>) -> Self {
+        Self { asked, notes, clock, software_counts: false }
+    }
+
+    /// Takes up to [`TUNING_WAIT`] and more, where a GPU was not measured yet: seconds in most cases. The caller says
+    /// [`tried`](Self::tried) once the GPU has computed something.
+    pub fn choose(&self, model: &Model, digest: &Digest, input_shapes: &[(String, Vec<usize>)]) -> Choice {
+        let looks = matches!(self.asked, EngineChoice::Auto | EngineChoice::Gpu);
+        let network = if looks { has_gpu_steps(model, input_shapes) } else { Ok(()) };
+        let gpu = match &network {
+            Ok(()) if looks => self.look(),
+            _ => Err("no GPU that was looked for".into()),
+        };
+        let model_name = digest.to_string();
+        let (blocked, mut tuning) = match &gpu {
+            Ok(_) => (self.blocked(), self.notes.tuning(&model_name)),
+            Err(_) => (vec![], None),
+        };
+        let decided = |tuning: Option<&Kept>| {
+            decide(&Known {
+                asked: self.asked,
+                network: network.as_ref().copied().map_err(|why| why.as_str()),
+                gpu: gpu.as_ref().map_err(|why| why.as_str()),
+                blocked: &blocked,
+                tuning,
+                agent: AGENT,
+                model: &model_name,
+                threads: THREADS,
+            })
+        };
+        let mut decision = decided(tuning.as_ref());
+        if let (Decision::Measure, Ok(gpu)) = (&decision, &gpu) {
+            let measured = self.measure(gpu, model, &model_name, input_shapes);
+            decision = match measured {
+                Ok(kept) => decided(Some(tuning.insert(kept))),
+                Err(why) => {
+                    let why = format!("{} could not be measured: {why}", decide::name(&gpu.key));
+                    Decision::Run(EngineChoice::Auto, why)
+                }
+            };
+        }
+        let (engine, why) = match decision {
+            Decision::Run(engine, why) => (engine, why),
+            Decision::Measure => (EngineChoice::Auto, "the GPU changes while it is measured".into()),
+        };
+        let gpu = gpu.ok().filter(|_| engine == EngineChoice::Gpu);
+        if let Some(gpu) = &gpu {
+            self.try_out(&gpu.key, None);
+        }
+        let tuning = tuning.filter(|_| gpu.is_some()).map(|kept| Arc::new(kept.tuning));
+        Choice { engine, tuning, threads: THREADS, gpu, why: short(&why) }
+    }
+
+    /// The GPU that a choice is of has computed something and the process lives: what it computes is another's concern.
+    pub fn tried(&self) {
+        if let Err(error) = self.notes.tried() {
+            tracing::warn!(%error, "that the GPU was tried cannot be written down");
+        }
+    }
+
+    /// Remembers that a driver is not to be used. Durable when this returns, which may take a while.
+    pub fn block(&self, blocked: Blocked) {
+        tracing::error!("{}", blocked.text());
+        if let Err(error) = self.notes.block(blocked) {
+            tracing::error!(%error, "the blocked driver cannot be written down; it is tried again at the next start");
+        }
+    }
+
+    /// A driver that failed, to be blocked.
+    pub fn bad(&self, adapter: &AdapterKey, reason: &str) -> Blocked {
+        let since = UtcTime::from_unix_ms(self.clock.now_ms());
+        Blocked { adapter: adapter.clone(), since, reason: short(reason) }
+    }
+
+    fn look(&self) -> Result<Gpu, String> {
+        let found = in_time("gpu-look", ADAPTERS_WAIT, || {
+            chosen_gpu().map(|gpu| Gpu { key: gpu.key(), is_software: gpu.is_software() })
+        });
+        let found =
+            found.map_err(|why| if why.starts_with("no GPU") { why } else { format!("no GPU: {why}") })?;
+        Ok(Gpu { is_software: found.is_software && !self.software_counts, ..found })
+    }
+
+    /// With the one that did not come to an end too often, if there is one.
+    fn blocked(&self) -> Vec<Blocked> {
+        if let Some(Trying { adapter, times, reason }) = self.notes.trying().filter(|t| t.times >= TRIES_MAX)
+        {
+            let how = reason.as_deref().unwrap_or("the agent ended");
+            self.block(self.bad(&adapter, &format!("tried {times} times in vain, the last: {how}")));
+            self.tried();
+        }
+        self.notes.blocked()
+    }
+
+    fn measure(
+        &self,
+        gpu: &Gpu,
+        model: &Model,
+        model_name: &str,
+        input_shapes: &[(String, Vec<usize>)],
+    ) -> Result<Kept, String> {
+        tracing::info!(gpu = decide::name(&gpu.key), model = model_name, "the GPU is measured");
+        self.try_out(&gpu.key, None);
+        let clock = Arc::clone(&self.clock);
+        let clock = andon_runtime::Clock::new(move || clock.elapsed());
+        let (model, name, shapes) = (model.clone(), model_name.to_owned(), input_shapes.to_vec());
+        let tuned = in_time("gpu-tune", TUNING_WAIT, move || {
+            Ok(tune(&model, &shapes, &name, THREADS, &clock, TUNING_BUDGET))
+        });
+        match tuned {
+            // A driver that comes back with an error is no danger; a network that is too large gives one, too.
+            Ok(Err(why)) => {
+                self.tried();
+                Err(why)
+            }
+            Ok(Ok(tuning)) => {
+                let at = UtcTime::from_unix_ms(self.clock.now_ms());
+                let kept = Kept { agent: AGENT.into(), at, tuning };
+                if let Err(error) = self.notes.keep(&kept) {
+                    tracing::warn!(%error, "what was measured cannot be written down; it is measured again");
+                }
+                self.tried();
+                Ok(kept)
+            }
+            Err(why) => {
+                self.failed(&gpu.key, &why);
+                Err(why)
+            }
+        }
+    }
+
+    /// Counts a try before it begins.
+    fn try_out(&self, adapter: &AdapterKey, reason: Option<String>) {
+        let before = self.notes.trying().filter(|trying| trying.adapter == *adapter);
+        let times = before.map_or(0, |trying| trying.times) + 1;
+        let trying = Trying { adapter: adapter.clone(), times, reason };
+        if let Err(error) = self.notes.try_out(&trying) {
+            tracing::warn!(%error, "that the GPU is tried cannot be written down");
+        }
+    }
+
+    /// The try that was counted last has ended like this.
+    fn failed(&self, adapter: &AdapterKey, why: &str) {
+        let Some(trying) = self.notes.trying().filter(|trying| trying.adapter == *adapter) else { return };
+        if let Err(error) = self.notes.try_out(&Trying { reason: Some(short(why)), ..trying }) {
+            tracing::warn!(%error, "why the GPU failed cannot be written down");
+        }
+    }
+}
+
+/// One line of bounded length.
+pub fn short(reason: &str) -> String {
+    let words: Vec<&str> = reason.split_whitespace().collect();
+    words.join(" ").chars().take(REASON_CHARS_MAX).collect()
+}
+
+/// Runs `work` in a thread of its own. One that panics or does not come to an end is an error; the latter is left
+/// behind, since a thread cannot be ended from outside.
+pub(crate) fn in_time<T: Send + 'static>(
+    name: &str,
+    limit: Duration,
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let (done, result) = sync_channel(1);
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            // An error says that nobody waits any more.
+            let _ = done.send(work());
+        })
+        .map_err(|e| format!("no thread to do it with: {e}"))?;
+    match result.recv_timeout(limit) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => Err(format!("it did not end within {} s", limit.as_secs())),
+        Err(RecvTimeoutError::Disconnected) => Err("the engine panicked".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use andon_runtime::{
+        Limits,
+        onnx::{DataType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto},
+    };
+
+    use super::*;
+    use crate::{
+        clock::ManualClock,
+        files::{Disk, SystemDisk},
+    };
+
+    /// The largest of each window, in bytes.
+    fn model() -> Model {
+        let mut graph = GraphProto {
+            name: "largest".into(),
+            input: vec![ValueInfoProto::new("x", DataType::Float, &[1, 8, 6, 6])],
+            output: vec![ValueInfoProto::new("y.f", DataType::Float, &[1, 8, 5, 5])],
+            ..Default::default()
+        };
+        for name in ["x", "y"] {
+            let [q, f, s, z] = ["q", "f", "s", "z"].map(|end| format!("{name}.{end}"));
+            graph.initializer.push(TensorProto::f32(&s, &[], &[0.25]));
+            graph.initializer.push(TensorProto::u8(&z, &[], &[7]));
+            graph.node.push(NodeProto::new("QuantizeLinear", "", [name, &s, &z], [&*q]));
+            graph.node.push(NodeProto::new("DequantizeLinear", "", [&*q, &s, &z], [&*f]));
+            if name == "x" {
+                let node = NodeProto::new("MaxPool", "", ["x.f"], ["y"]).with_ints("kernel_shape", &[2, 2]);
+                graph.node.push(node);
+            }
+        }
+        Model::load(&ModelProto::new(graph, 17).to_bytes(), &Limits::default()).unwrap()
+    }
+
+    fn engines(data_dir: &std::path::Path, asked: EngineChoice, software_counts: bool) -> Engines {
+        let clock = ManualClock::at(1_795_734_245_000);
+        let notes = Notes::new(Arc::new(SystemDisk), data_dir);
+        Engines { software_counts, ..Engines::new(asked, notes, Arc::new(clock)) }
+    }
+
+    fn choose(data_dir: &std::path::Path, asked: EngineChoice, software_counts: bool) -> Choice {
+        engines(data_dir, asked, software_counts).choose(&model(), &Digest::of(b"largest"), &[])
+    }
+
+    /// Whether something plays a GPU here.
+    fn can_test() -> bool {
+        let gpu = chosen_gpu();
+        assert!(gpu.is_ok() || std::env::var("ANDON_TEST_GPU").is_err(), "no GPU and nothing that plays one");
+        if gpu.is_err() {
+            eprintln!("NOT TESTED: no GPU and nothing that plays one");
+        }
+        gpu.is_ok()
+    }
+
+    #[test]
+    fn a_network_is_measured_once_and_what_cannot_be_used_is_measured_anew() {
+        if !can_test() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tuning").join(format!("{}.json", Digest::of(b"largest")));
+        let first = choose(dir.path(), EngineChoice::Auto, true);
+        assert!(first.why.contains(" ms (tuned 2026-11-26)"), "{first:?}");
+        assert_eq!(first.gpu.is_some(), first.engine == EngineChoice::Gpu, "{first:?}");
+        // The same file says the same.
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(choose(dir.path(), EngineChoice::Auto, true).why, first.why);
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        let measures = |path: &std::path::Path| {
+            choose(dir.path(), EngineChoice::Auto, true);
+            let now = fs::read_to_string(path).unwrap();
+            assert!(now.contains(&format!("\"agent\": \"{AGENT}\"")), "{now}");
+            serde_json::from_str::<Kept>(&now).unwrap();
+        };
+        for other in [
+            text[..text.len() - 9].to_owned(),
+            text.replace(&format!("\"{AGENT}\""), "\"0.0.0\""),
+            text.replace("\"driver\": \"", "\"driver\": \"another "),
+        ] {
+            assert_ne!(other, text);
+            fs::write(&path, &other).unwrap();
+            measures(&path);
+            assert_ne!(fs::read_to_string(&path).unwrap(), other);
+        }
+    }
+
+    #[test]
+    fn software_is_neither_measured_nor_chosen_but_obeyed() {
+        if !can_test() || !chosen_gpu().unwrap().is_software() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let choice = choose(dir.path(), EngineChoice::Auto, false);
+        assert!(choice.why.starts_with("the only GPU is software ("), "{choice:?}");
+        assert_eq!((choice.engine, choice.gpu), (EngineChoice::Auto, None));
+        assert!(!dir.path().join("tuning").exists());
+        assert_eq!(choose(dir.path(), EngineChoice::Gpu, false).engine, EngineChoice::Gpu);
+    }
+
+    #[test]
+    fn a_driver_that_ends_the_agent_again_and_again_is_blocked() {
+        if !can_test() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        // Nobody says that the GPU came through: the process ends each time.
+        for _ in 0..TRIES_MAX {
+            assert_eq!(choose(dir.path(), EngineChoice::Gpu, false).engine, EngineChoice::Gpu);
+        }
+        let choice = choose(dir.path(), EngineChoice::Gpu, false);
+        assert_eq!(choice.engine, EngineChoice::Auto);
+        assert!(choice.why.contains("tried 3 times in vain, the last: the agent ended"), "{choice:?}");
+        // Nothing is measured either.
+        assert!(choose(dir.path(), EngineChoice::Auto, true).why.contains("is blocked since 2026-11-26"));
+        let notes = Notes::new(Arc::new(SystemDisk), dir.path());
+        assert_eq!(notes.unblock().unwrap(), 1);
+        for _ in 0..2 * TRIES_MAX {
+            let engines = engines(dir.path(), EngineChoice::Gpu, false);
+            let choice = engines.choose(&model(), &Digest::of(b"largest"), &[]);
+            assert_eq!(choice.engine, EngineChoice::Gpu);
+            engines.tried();
+        }
+        assert_eq!(SystemDisk.list(&dir.path().join("tuning")).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn reasons_are_short() {
+        assert_eq!(short("a\n  b\tc"), "a b c");
+        assert_eq!(short(&"x ".repeat(1000)).len(), REASON_CHARS_MAX);
+    }
+
+    #[test]
+    fn what_hangs_is_not_waited_for() {
+        let hang = || -> Result<(), String> {
+            thread::sleep(Duration::from_secs(3600));
+            Ok(())
+        };
+        let error = in_time("hang", Duration::from_millis(20), hang).unwrap_err();
+        assert!(error.starts_with("it did not end within"), "{error}");
+    }
+}
