@@ -210,6 +210,8 @@ pub struct Agent {
     folder: PathBuf,
     tail: Tail,
     process: Option<Process>,
+    /// Of its environment.
+    variables: BTreeMap<String, String>,
 }
 
 impl Agent {
@@ -226,8 +228,8 @@ impl Agent {
             bail!("{} cannot enrol: {}", setup.id, String::from_utf8_lossy(&output.stderr).trim());
         }
         let tail = Tail::new(&folder.join("verdicts.jsonl"));
-        let agent =
-            Self { programs: programs.clone(), setup, folder: folder.to_owned(), tail, process: None };
+        let (programs, folder) = (programs.clone(), folder.to_owned());
+        let agent = Self { programs, setup, folder, tail, process: None, variables: BTreeMap::new() };
         agent.write_config()?;
         Ok(agent)
     }
@@ -290,9 +292,14 @@ impl Agent {
         Ok(digests)
     }
 
+    /// Of the agent's environment, from the next start on; all else is inherited.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.insert(name.to_owned(), value.to_owned());
+    }
+
     pub fn start(&mut self) -> Result<()> {
         let mut command = Command::new(self.programs.path("andon-agent"));
-        command.arg("run").arg("--config").arg(self.folder.join("agent.toml"));
+        command.arg("run").arg("--config").arg(self.folder.join("agent.toml")).envs(&self.variables);
         let log = self.folder.join("agent.log");
         self.process = Some(Process::start(&format!("agent {}", self.setup.id), &mut command, &log)?);
         Ok(())
@@ -362,4 +369,14 @@ pub fn succeeded(rollout: Rollout) -> Result<Option<Rollout>> {
 pub async fn running(api: &Api) -> Result<BTreeMap<DeviceId, Option<ReleaseId>>> {
     let devices: Vec<Device> = api.list("/devices").await?;
     Ok(devices.into_iter().map(|d| (d.id, d.running.map(|r| r.release))).collect())
+}
+
+/// By what the devices say that they run on, and why: the devices.
+pub async fn engines(api: &Api) -> Result<BTreeMap<String, Vec<DeviceId>>> {
+    let devices: Vec<Device> = api.list("/devices").await?;
+    let mut engines: BTreeMap<String, Vec<DeviceId>> = BTreeMap::new();
+    for (id, running) in devices.into_iter().filter_map(|d| Some((d.id, d.running?))) {
+        engines.entry(running.engine).or_default().push(id);
+    }
+    Ok(engines)
 }

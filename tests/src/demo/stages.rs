@@ -39,6 +39,8 @@ pub(super) struct Stages {
     truth: HashMap<String, String>,
     server: Option<Server>,
     line: Line,
+    /// What the devices last said that they run on.
+    engines: BTreeMap<String, Vec<DeviceId>>,
     seconds: BTreeMap<String, f64>,
 }
 
@@ -79,8 +81,8 @@ impl Stages {
         dir: PathBuf,
     ) -> Self {
         let truth = data.truth();
-        let (server, line, seconds) = (None, Line::default(), BTreeMap::new());
-        Self { plan, show, programs, data, cache, dir, truth, server, line, seconds }
+        let (server, line, engines, seconds) = (None, Line::default(), BTreeMap::new(), BTreeMap::new());
+        Self { plan, show, programs, data, cache, dir, truth, server, line, engines, seconds }
     }
 
     /// Ends all processes, the devices first.
@@ -231,7 +233,21 @@ impl Stages {
         self.show.say("three devices are online over MQTT with mutual TLS");
         let rollout = fleet::roll_out(&api, first, self.plan.trial_s).await?;
         self.follow(&api, &rollout.id).await?;
+        self.say_engines(&api).await?;
         Ok(api)
+    }
+
+    /// Which engine each device chose and why, where that is news.
+    async fn say_engines(&mut self, api: &Api) -> Result<()> {
+        let engines = fleet::engines(api).await?;
+        if engines != self.engines {
+            for (engine, devices) in &engines {
+                let devices: Vec<&str> = devices.iter().map(DeviceId::as_str).collect();
+                self.show.say(&format!("{} run on {engine}", devices.join(", ")));
+            }
+        }
+        self.engines = engines;
+        Ok(())
     }
 
     fn device(&self, index: usize, degrade: Option<fleet::Degrade>) -> Result<AgentSetup> {
@@ -393,6 +409,8 @@ impl Stages {
         wait_for("a pass over the streams with the new release", LIMIT, passed).await?;
         bar.finish("");
 
+        self.say_engines(api).await?;
+        let line = &self.line;
         let running = fleet::running(api).await?;
         let mut devices = Vec::new();
         for (agent, board) in line.agents.iter().zip(&line.boards) {

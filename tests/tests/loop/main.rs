@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: a missing value is the failure")]
 
+mod engines;
 mod faults;
 mod fixture;
 mod quick_demo;

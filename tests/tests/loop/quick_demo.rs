@@ -42,7 +42,9 @@ async fn the_quick_demo_closes_the_loop() {
     for stage in stages {
         assert!(report.seconds.contains_key(stage), "{stage} is missing in {:?}", report.seconds);
     }
-    for word in ["regained", "line-1", "line-2", "line-3", "solar-cell/2", "dashboard http://127.0.0.1:"] {
+    for word in
+        [" run on ", "regained", "line-1", "line-2", "line-3", "solar-cell/2", "dashboard http://127.0.0.1:"]
+    {
         assert!(said.contains(word), "{word:?} is missing in\n{said}");
     }
     for step in ["labelled by keys", "undo takes the last one back", "no console error"] {
