@@ -68,7 +68,7 @@ impl Explanation {
         let wanted = model.wanted();
         let (engine, summary) = match (&shapes, Isa::chosen()) {
             (Some(shapes), Ok(isa)) if choice == EngineChoice::Gpu => {
-                match Gpu::chosen(graph, shapes, &wanted, isa, 1, None) {
+                match Gpu::chosen(graph, shapes, &wanted, isa, 1, None, None) {
                     Ok(gpu) => (gpu.explain(), Some(gpu.summary())),
                     Err(why) => (format!("none, not gpu: {why}"), None),
                 }

@@ -27,7 +27,10 @@ mod tensor;
 pub use classifier::{Classifier, ClassifierSpec, Judgement, softmax};
 pub use engine::{Clock, Failure, GuardEvent, GuardPolicy, StepTime, TimedBy};
 pub use explain::{Explanation, PlanStep, Row};
-pub use gpu::{AdapterKey, GpuAdapter, GpuPeaks, Task, Tuned, Tuning, chosen_gpu, gpus, has_gpu_steps, tune};
+pub use gpu::{
+    AdapterKey, GpuAdapter, GpuPeaks, PipelineCache, Task, Tuned, Tuning, chosen_gpu, gpus, has_gpu_steps,
+    tune,
+};
 pub use graph::{Graph, GraphError, Node, NodeId, Source, Value, ValueId};
 pub use image::{Image, ImageError, ImageLimits};
 pub use model::{LoadError, Model, Port};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{
     engine::{self, Clock, Engine, GuardEvent, GuardPolicy},
-    gpu::Tuning,
+    gpu::{PipelineCache, Tuning},
     graph::ValueId,
     model::{LoadError, Model},
     onnx::DataType,
@@ -58,6 +58,8 @@ pub struct SessionOptions {
     pub pictures: Option<Pictures>,
     /// What was measured on this device: which engine is faster, and how the GPU is.
     pub tuning: Option<Arc<Tuning>>,
+    /// Where engine `gpu` finds kernels that a driver has compiled before, and leaves new ones.
+    pub pipelines: Option<Arc<PipelineCache>>,
     /// How far engine `gpu` is trusted; without, its failures are the caller's.
     pub guarding: Option<Guarding>,
 }
@@ -86,6 +88,7 @@ impl Default for SessionOptions {
             extra_outputs: vec![],
             pictures: None,
             tuning: None,
+            pipelines: None,
             guarding: None,
         }
     }
@@ -136,6 +139,7 @@ pub(crate) struct Request<'a> {
     pub(crate) threads: usize,
     pub(crate) pictures: Option<&'a Pictures>,
     pub(crate) tuning: Option<&'a Arc<Tuning>>,
+    pub(crate) pipelines: Option<&'a Arc<PipelineCache>>,
     pub(crate) guarding: Option<&'a Guarding>,
 }
 
@@ -150,6 +154,16 @@ pub struct Session {
     model: String,
     inputs: Vec<Input>,
     outputs: Vec<String>,
+    ahead: Ahead,
+}
+
+/// The frame of a stream whose outputs were not given yet.
+#[derive(Default)]
+enum Ahead {
+    #[default]
+    Nothing,
+    Begun,
+    Done(Vec<Tensor>),
 }
 
 impl std::fmt::Debug for Session {
@@ -187,6 +201,7 @@ impl Session {
             threads: options.threads,
             pictures: options.pictures.as_ref(),
             tuning: options.tuning.as_ref(),
+            pipelines: options.pipelines.as_ref(),
             guarding: options.guarding.as_ref(),
         };
         let engine = engine::build(options.engine, &request)?;
@@ -196,7 +211,7 @@ impl Session {
             inputs.push(Input { name, data_type: info.data_type().unwrap_or(DataType::Float), shape });
         }
         let outputs = outputs.iter().map(|id| graph.value(*id).name.clone()).collect();
-        Ok(Self { engine, model: model.name().into(), inputs, outputs })
+        Ok(Self { engine, model: model.name().into(), inputs, outputs, ahead: Ahead::Nothing })
     }
 
     /// `cpu`, `gpu` or `tract`.
@@ -217,6 +232,29 @@ impl Session {
     /// Computes all outputs and the embedding.
     pub fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Outputs, RunError> {
         self.run_watched(inputs, &mut |_| ())
+    }
+
+    /// For streams: takes a frame, and gives the outputs of the one before it; `None` for the first. Without a frame, those
+    /// of the last. Engines that can compute two frames at a time do: more frames a second, each as late as one more.
+    /// After an error the frame before is lost with this one.
+    pub fn run_next(&mut self, inputs: Option<&[(&str, Tensor)]>) -> Result<Option<Outputs>, RunError> {
+        let engine = self.engine.name();
+        let model = self.model.clone();
+        let failed = |reason| RunError::Engine { model: model.clone(), engine, reason };
+        let before = std::mem::take(&mut self.ahead);
+        if let Some(inputs) = inputs {
+            let ordered = self.checked(inputs)?;
+            self.ahead = match self.engine.begin(&ordered).map_err(failed)? {
+                true => Ahead::Begun,
+                false => Ahead::Done(self.engine.run(&ordered).map_err(failed)?),
+            };
+        }
+        let tensors = match before {
+            Ahead::Nothing => return Ok(None),
+            Ahead::Begun => self.engine.finish().map_err(failed)?,
+            Ahead::Done(tensors) => tensors,
+        };
+        Ok(Some(Outputs(self.outputs.iter().cloned().zip(tensors).collect())))
     }
 
     /// Whether the first input may be a picture instead: u8, `[1, height, width, channels]` where the network takes f32,

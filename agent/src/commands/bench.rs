@@ -27,6 +27,9 @@ pub(crate) struct BenchArgs {
     /// Show first what each step takes, and its share of what this machine can do
     #[arg(long)]
     per_step: bool,
+    /// Time a stream as well, in which a frame begins before the one before it has ended where the engine can do that
+    #[arg(long)]
+    stream: bool,
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
@@ -35,8 +38,10 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let start = clock.elapsed();
     let model = load_model(&args.model)?;
     let threads = usize::from(args.engine.threads);
-    let mut session = Session::new(&model, &args.engine.options()?)?;
+    let options = args.engine.options()?;
+    let mut session = Session::new(&model, &options)?;
     let load = clock.elapsed().saturating_sub(start);
+    args.engine.keep(&options)?;
     let types = model.inputs().into_iter().map(|port| port.data_type);
     let inputs = session.inputs().zip(types).map(|((name, shape), t)| {
         Ok((name.to_owned(), Tensor::noise(shape, t).map_err(anyhow::Error::msg)?))
@@ -57,7 +62,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         times.push(clock.elapsed().saturating_sub(start));
     }
     times.sort_unstable();
-    let result = serde_json::json!({
+    let stream = args.stream.then(|| stream(&mut session, &inputs, args.runs, &clock)).transpose()?;
+    let mut result = serde_json::json!({
         "median_ms": ms(quantile(&times, 50)),
         "min_ms": ms(quantile(&times, 0)),
         "p99_ms": ms(quantile(&times, 99)),
@@ -68,10 +74,29 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "arena_bytes": session.arena_bytes(),
         "engine": session.engine(),
     });
+    if let Some(frame) = stream {
+        result["stream_ms"] = ms(frame).into();
+    }
     if let Some(model) = &model {
         bench_steps::show(model, &mut session, &inputs, args.runs, threads)?;
     }
     say(format_args!("{result}\n"))
+}
+
+/// What a frame of a stream takes, on average.
+fn stream(
+    session: &mut Session,
+    inputs: &[(&str, Tensor)],
+    frames: u32,
+    clock: &SystemClock,
+) -> anyhow::Result<Duration> {
+    session.run_next(Some(inputs))?;
+    let start = clock.elapsed();
+    for _ in 1..frames {
+        session.run_next(Some(inputs))?;
+    }
+    session.run_next(None)?;
+    Ok(clock.elapsed().saturating_sub(start) / frames)
 }
 
 /// Nearest rank, of sorted times; `times` is not empty.

@@ -13,13 +13,13 @@ pub(crate) mod tune;
 
 use std::{
     fmt::Display,
-    fs::File,
+    fs::{self, File},
     io::{ErrorKind, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use andon_runtime::{EngineChoice, Limits, Model, SessionOptions};
+use andon_runtime::{EngineChoice, Limits, Model, PipelineCache, SessionOptions};
 use anyhow::{Context, bail};
 
 /// Engine and threads, as every subcommand that runs a network takes them.
@@ -34,6 +34,9 @@ pub(crate) struct EngineArgs {
     /// What `tune` has found out about this network on this device
     #[arg(long, value_name = "FILE")]
     pub(crate) tuning: Option<PathBuf>,
+    /// Where a GPU's compiled kernels are kept from one call to the next; made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pipelines: Option<PathBuf>,
 }
 
 impl EngineArgs {
@@ -44,8 +47,21 @@ impl EngineArgs {
             tuning.map(Arc::new).with_context(|| format!("{} is no tuning", path.display()))
         };
         let tuning = self.tuning.as_ref().map(read).transpose()?;
-        let (engine, threads) = (self.engine, usize::from(self.threads));
-        Ok(SessionOptions { engine, threads, tuning, ..Default::default() })
+        let pipelines = self.pipelines.as_ref().map(|path| {
+            let saved = if path.exists() { self::read(path, PipelineCache::BYTES_MAX)? } else { vec![] };
+            anyhow::Ok(Arc::new(PipelineCache::new(&saved)))
+        });
+        let (engine, threads, pipelines) = (self.engine, usize::from(self.threads), pipelines.transpose()?);
+        Ok(SessionOptions { engine, threads, tuning, pipelines, ..Default::default() })
+    }
+
+    /// Saves what a GPU's driver has compiled since.
+    pub(crate) fn keep(&self, options: &SessionOptions) -> anyhow::Result<()> {
+        let (Some(path), Some(cache)) = (&self.pipelines, &options.pipelines) else { return Ok(()) };
+        let Some(grown) = cache.take_grown() else { return Ok(()) };
+        let aside = path.with_extension("new");
+        let written = fs::write(&aside, grown).and_then(|()| fs::rename(&aside, path));
+        written.with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

@@ -57,6 +57,12 @@ fn show(tuning: &Tuning) -> anyhow::Result<()> {
     if let Some(why) = &tuning.untuned {
         say(format_args!("kernels were not tuned: {why}\n"))?;
     }
+    if tuning.wrong > 0 {
+        say(format_args!(
+            "{} rounds of kernels computed wrong on this driver and were left out\n",
+            tuning.wrong
+        ))?;
+    }
     for tuned in &tuning.kernels {
         let usual = tuned.instead_of.map(|(variant, us)| format!(", instead of {us:.1} us by {variant:?}"));
         say(format_args!(

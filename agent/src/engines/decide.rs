@@ -134,6 +134,7 @@ pub(super) mod tests {
             gpu_ms,
             threads: 1,
             untuned: None,
+            wrong: 0,
             kernels: vec![],
         };
         Kept { agent: "1.0".into(), at: at(), tuning }

@@ -1,6 +1,6 @@
 //! Between plain tensors and activations: quantising, dequantising, and moving channels to where they belong.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::{
     kernels::{Team, quantise, rint},
@@ -117,12 +117,22 @@ impl Import {
 /// An activation to a plain tensor.
 pub(super) struct Export {
     pub(super) order: Order,
-    /// Of the ONNX value; of the whole, where it is a part.
+    /// Of the ONNX value.
     pub(super) dims: Vec<usize>,
     pub(super) form: Form,
-    /// It is a part of a concatenation along the last dimension: from there on in each row. Real values, with channels
-    /// last.
-    pub(super) start: Option<usize>,
+}
+
+/// Some channels of an activation with channels last, to a place in a plain f32 tensor: channel by channel a piece of a row.
+pub(super) struct Piece {
+    pub(super) channels: Range<usize>,
+    /// The real value of each byte.
+    pub(super) values: Box<[f32; 256]>,
+    /// The tensor, by number, and what is known of it.
+    pub(super) to: usize,
+    pub(super) dims: Vec<usize>,
+    /// The first channel's row, and where in each row its pixels begin.
+    pub(super) row: usize,
+    pub(super) column: usize,
 }
 
 pub(super) enum Form {
@@ -180,28 +190,6 @@ impl Export {
         Tensor::new(self.dims.clone(), data).map_err(|e| e.to_string())
     }
 
-    /// As [`Self::run`], where the value is a part; `whole`: what other parts are in.
-    pub(super) fn run_within(
-        &self,
-        team: &mut Team,
-        pool: &Pool,
-        shape: Shape,
-        from: View<'_>,
-        whole: Option<Tensor>,
-    ) -> Result<Tensor, String> {
-        let Form::Real(values) = &self.form else { return Err("a part that is no f32".into()) };
-        let (start, row) = (self.start.unwrap_or(0), self.dims.last().copied().unwrap_or(0));
-        let count = shape.c.checked_mul(row).filter(|_| start + shape.pixels() <= row);
-        let count = count.ok_or("a part that is larger than the whole")?;
-        let mut out = match whole.map(Tensor::into_data) {
-            Some(Data::F32(out)) if out.len() == count => out,
-            None => pool.list(count),
-            Some(_) => return Err("a part of something else".into()),
-        };
-        self.planes(team, &mut out, (row, start), shape, from, |q| values[usize::from(q)]);
-        Tensor::f32(self.dims.clone(), out).map_err(|e| e.to_string())
-    }
-
     /// Into all of `out`.
     fn gather<T: Send>(
         &self,
@@ -218,36 +206,82 @@ impl Export {
             }
             return out;
         }
-        self.planes(team, &mut out, (area, 0), shape, from, value);
+        planes(team, &mut out, (area, 0), area, from, value);
         out
     }
+}
 
-    /// A row for each channel, its pixels from `start` on.
-    fn planes<T: Send>(
+/// A row for each channel, its pixels from `start` on.
+fn planes<T: Send>(
+    team: &mut Team,
+    out: &mut [T],
+    (row, start): (usize, usize),
+    area: usize,
+    from: View<'_>,
+    value: impl Fn(u8) -> T + Sync,
+) {
+    /// Pixels whose channels stay in the first-level cache.
+    const BLOCK: usize = 64;
+    let size = team.piece(out.len(), row, 16 << 10);
+    team.pieces(out, size, |part, planes| {
+        let channels = part * (size / row)..;
+        for first in (0..area).step_by(BLOCK) {
+            let block = &from.bytes[first * from.stride..];
+            for (channel, plane) in channels.clone().zip(planes.chunks_exact_mut(row)) {
+                let plane = &mut plane[start + first..][..BLOCK.min(area - first)];
+                let bytes = block[channel..].iter().step_by(from.stride.max(1));
+                plane.iter_mut().zip(bytes).for_each(|(out, q)| *out = value(*q));
+            }
+        }
+    });
+}
+
+impl Piece {
+    /// The tensor with the piece in it; `whole`: what others have put there.
+    pub(super) fn run(
         &self,
         team: &mut Team,
-        out: &mut [T],
-        (row, start): (usize, usize),
+        pool: &Pool,
         shape: Shape,
         from: View<'_>,
-        value: impl Fn(u8) -> T + Sync,
-    ) {
-        /// Pixels whose channels stay in the first-level cache.
-        const BLOCK: usize = 64;
+        whole: Option<Tensor>,
+    ) -> Result<Tensor, String> {
+        let mut out = begun(pool, &self.dims, whole)?;
+        let row = self.dims.last().copied().unwrap_or(0);
         let area = shape.pixels();
-        let size = team.piece(out.len(), row, 16 << 10);
-        team.pieces(out, size, |part, planes| {
-            let channels = part * (size / row)..;
-            for first in (0..area).step_by(BLOCK) {
-                let block = &from.bytes[first * from.stride..];
-                for (channel, plane) in channels.clone().zip(planes.chunks_exact_mut(row)) {
-                    let plane = &mut plane[start + first..][..BLOCK.min(area - first)];
-                    let bytes = block[channel..].iter().step_by(from.stride.max(1));
-                    plane.iter_mut().zip(bytes).for_each(|(out, q)| *out = value(*q));
-                }
-            }
-        });
+        let fits = self.channels.end <= shape.c && self.column + area <= row;
+        let rows = self.row * row..(self.row + self.channels.len()) * row;
+        let rows = out.get_mut(rows).filter(|_| fits).ok_or("a piece that is larger than the whole")?;
+        let from = View { bytes: from.bytes.get(self.channels.start..).unwrap_or(&[]), ..from };
+        planes(team, rows, (row, self.column), area, from, |q| self.values[usize::from(q)]);
+        Tensor::f32(self.dims.clone(), out).map_err(|e| e.to_string())
     }
+}
+
+/// A tensor that gets its elements piece by piece; `whole`: what it has so far.
+fn begun(pool: &Pool, dims: &[usize], whole: Option<Tensor>) -> Result<Vec<f32>, String> {
+    let count = dims.iter().product();
+    match whole.map(Tensor::into_data) {
+        Some(Data::F32(out)) if out.len() == count => Ok(out),
+        None => Ok(pool.list(count)),
+        Some(_) => Err("a piece of something else".into()),
+    }
+}
+
+/// Puts a whole tensor behind the first `row` rows of another.
+pub(super) fn put(
+    pool: &Pool,
+    dims: &[usize],
+    row: usize,
+    piece: &Tensor,
+    whole: Option<Tensor>,
+) -> Result<Tensor, String> {
+    let mut out = begun(pool, dims, whole)?;
+    let Data::F32(values) = piece.data() else { return Err("a piece that is no f32".into()) };
+    let start = row * dims.last().copied().unwrap_or(0);
+    let to = out.get_mut(start..start + values.len()).ok_or("a piece that is larger than the whole")?;
+    to.copy_from_slice(values);
+    Tensor::f32(dims.to_vec(), out).map_err(|e| e.to_string())
 }
 
 fn means(shape: Shape, from: View<'_>, quantity: Quantity) -> Vec<f32> {

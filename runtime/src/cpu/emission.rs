@@ -6,10 +6,11 @@ use std::{
 };
 
 use super::{
-    convert::{Export, Form as Exported},
+    convert::{Export, Form as Exported, Piece},
+    dealing::{Dealing, Target},
     forms::{Activation, Along, Form, MadeId, Make},
     island, ops,
-    plan::{BufferId, Operation, Order, Place, Shape, Slot, Step, Work},
+    plan::{BufferId, Operation, Place, Shape, Slot, Step, Work},
     schedule::{Levels, Offset, Part, Schedule},
 };
 use crate::{
@@ -36,16 +37,8 @@ pub(super) struct Emission<'a, 'b> {
     /// Values that an output or an import reads.
     pub(super) leaves: Vec<bool>,
     pub(super) pool: Arc<Pool>,
-    /// Exported values that are parts of a plain concatenation, and where.
-    pub(super) joined: HashMap<ValueId, Joined>,
-}
-
-/// A part of a concatenation along the last dimension.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Joined {
-    whole: ValueId,
-    /// From there on in each row.
-    start: usize,
+    /// Exported values that go to several places.
+    pub(super) dealing: Dealing,
 }
 
 impl Emission<'_, '_> {
@@ -74,7 +67,7 @@ impl Emission<'_, '_> {
                 self.slots.insert(*id, slot);
             }
         }
-        self.join();
+        self.dealing = self.dealing();
         let mut exports: HashMap<MadeId, Vec<ValueId>> = HashMap::new();
         for value in graph.values().filter(|v| self.schedule.plain[v.index()]) {
             if let Some((of, _)) = self.schedule.export(value).filter(|_| !self.schedule.is_constant(value)) {
@@ -175,18 +168,35 @@ impl Emission<'_, '_> {
 
     fn export(&mut self, value: ValueId) -> Result<(), String> {
         let (of, form) = self.schedule.export(value).ok_or("what is exported is no activation")?;
-        let joined = self.joined.get(&value).copied();
-        let (whole, start) = joined.map_or((value, None), |Joined { whole, start }| (whole, Some(start)));
-        let dims = self.schedule.shapes.of(whole).ok_or("what is exported has no shape")?.to_vec();
-        let to = match self.slots.get(&whole) {
-            Some(Slot::Computed(to)) if start.is_some() => *to,
-            _ => self.computed(whole),
-        };
         let from = self.place_of(&of);
         let node = self.schedule.graph.producer(value).ok_or("what is exported is an input")?;
-        let export = Export { order: of.order, dims, form, start };
+        if let (Some(targets), Exported::Real(values)) = (self.dealing.targets.get(&value).cloned(), &form) {
+            let piece = |target: Target| {
+                let values = target.values(self.schedule.graph, values.clone())?;
+                let (to, dims) = (self.begun(target.whole), self.dims(target.whole)?);
+                let Target { channels, row, column, .. } = target;
+                Ok(Piece { channels, values, to, dims, row, column })
+            };
+            let pieces = targets.into_iter().map(piece).collect::<Result<_, String>>()?;
+            self.steps.push(Step { node, work: Work::Deal { from, pieces } });
+            return Ok(());
+        }
+        let (dims, to) = (self.dims(value)?, self.computed(value));
+        let export = Export { order: of.order, dims, form };
         self.steps.push(Step { node, work: Work::Export { from, to, export } });
         Ok(())
+    }
+
+    fn dims(&self, value: ValueId) -> Result<Vec<usize>, String> {
+        Ok(self.schedule.shapes.of(value).ok_or("what is exported has no shape")?.to_vec())
+    }
+
+    /// Where a value goes that is computed piece by piece.
+    fn begun(&mut self, value: ValueId) -> usize {
+        match self.slots.get(&value) {
+            Some(Slot::Computed(to)) => *to,
+            _ => self.computed(value),
+        }
     }
 
     /// Where a computed value goes.
@@ -214,49 +224,6 @@ impl Emission<'_, '_> {
         Ok(slot)
     }
 
-    /// Finds plain concatenations of f32 that exports can write their parts of: along the last dimension, of parts that
-    /// nobody else reads, in a level whose nodes are all operators of ours.
-    fn join(&mut self) {
-        let schedule = &self.schedule;
-        let graph = schedule.graph;
-        let all_own = |level: usize| {
-            let mut nodes = graph.nodes().map(|(id, _, _)| id);
-            nodes.all(|id| {
-                let counts = schedule.runs[id.index()] && self.levels.nodes[id.index()] == level;
-                !counts || plain::is_light(graph, schedule.shapes, id)
-            })
-        };
-        let mut joined = HashMap::new();
-        for (id, node, proto) in graph.nodes() {
-            let runs = schedule.runs[id.index()] && proto.op_type == "Concat" && proto.domain.is_empty();
-            let ([Some(whole)], true) = (&*node.outputs, runs) else { continue };
-            let Some([1, channels, length]) = schedule.shapes.of(*whole) else { continue };
-            if !matches!(proto.int("axis"), Some(2 | -1)) || *length == 0 {
-                continue;
-            }
-            let mut start = 0;
-            let part = |value: &Option<ValueId>| {
-                let value = (*value)?;
-                let (of, form) = schedule.export(value).filter(|_| !schedule.is_constant(value))?;
-                let real = matches!(form, Exported::Real(_)) && of.order == Order::ChannelsLast;
-                let alone = self.readers[value.index()] == [id] && !self.leaves[value.index()];
-                let dims = schedule.shapes.of(value)?;
-                let pixels = of.shape.pixels();
-                let fits = dims == [1, *channels, pixels] && of.shape.c == *channels && pixels > 1;
-                let joined = Joined { whole: *whole, start };
-                start += pixels;
-                (real && alone && fits).then_some((value, joined))
-            };
-            let parts: Option<Vec<(ValueId, Joined)>> = node.inputs.iter().map(part).collect();
-            let Some(parts) = parts.filter(|parts| parts.len() > 1) else { continue };
-            let distinct = parts.iter().map(|(value, _)| value).collect::<HashSet<_>>().len() == parts.len();
-            if distinct && start == *length && all_own(self.levels.nodes[id.index()]) {
-                joined.extend(parts);
-            }
-        }
-        self.joined = joined;
-    }
-
     /// Plain nodes of one level: our own operators where there is little to compute, another engine where there is more,
     /// node by node where that fails.
     fn island(&mut self, nodes: Vec<NodeId>) -> Result<(), String> {
@@ -265,11 +232,9 @@ impl Emission<'_, '_> {
         if nodes.iter().all(light) && self.own(&nodes).is_ok() {
             return Ok(());
         }
-        let joined = |id: &NodeId| graph.reads(*id).any(|value| self.joined.contains_key(&value));
-        if nodes.iter().any(joined) {
-            return Err(
-                "a concatenation that was written in place lies beside what no operator of ours is".into()
-            );
+        let dealt = |id: &NodeId| self.dealing.done.contains(id) || self.dealing.gathers.contains_key(id);
+        if nodes.iter().any(dealt) {
+            return Err("what was written in place lies beside what no operator of ours is".into());
         }
         let Err(why) = self.other(&nodes) else { return Ok(()) };
         for id in nodes {
@@ -294,10 +259,12 @@ impl Emission<'_, '_> {
         }
         for (id, call) in nodes.iter().zip(calls) {
             let node = graph.node(*id);
-            let is_joined = |value: &Option<ValueId>| value.is_some_and(|v| self.joined.contains_key(&v));
-            if node.inputs.first().is_some_and(is_joined) {
-                // Its parts have written it.
+            if self.dealing.done.contains(id) {
                 self.parts[id.index()] = Part::Fused;
+                continue;
+            }
+            if let Some(dealt) = self.dealing.gathers.get(id).cloned() {
+                self.gather(*id, &dealt)?;
                 continue;
             }
             let mut inputs = Vec::with_capacity(node.inputs.len());
@@ -309,6 +276,24 @@ impl Emission<'_, '_> {
             self.steps.push(Step { node: *id, work: Work::Plain { inputs, outputs, call } });
             self.parts[id.index()] = Part::Plain(self.schedule.refused.get(id).copied());
         }
+        Ok(())
+    }
+
+    /// What of a concatenation along channels is not dealt.
+    fn gather(&mut self, id: NodeId, dealt: &HashSet<usize>) -> Result<(), String> {
+        let node = self.schedule.graph.node(id);
+        let whole = node.outputs.first().copied().flatten().ok_or("a concatenation gives nothing")?;
+        let (to, dims) = (self.begun(whole), self.dims(whole)?);
+        let mut row = 0;
+        for (number, value) in node.inputs.iter().enumerate() {
+            let value = value.ok_or("a concatenation lacks an input")?;
+            if !dealt.contains(&number) {
+                let (from, dims) = (self.slot(value)?, dims.clone());
+                self.steps.push(Step { node: id, work: Work::Put { from, to, dims, row } });
+            }
+            row += self.dims(value)?.get(1).ok_or("a part without channels")?;
+        }
+        self.parts[id.index()] = Part::Plain(self.schedule.refused.get(&id).copied());
         Ok(())
     }
 
@@ -338,7 +323,9 @@ impl Emission<'_, '_> {
     /// Nodes of byte steps, and those that went into them.
     fn mark(&mut self) {
         for step in &self.steps {
-            if let Work::Bytes { .. } | Work::Import { .. } | Work::Export { .. } = step.work {
+            if let Work::Bytes { .. } | Work::Import { .. } | Work::Export { .. } | Work::Deal { .. } =
+                step.work
+            {
                 let part = &mut self.parts[step.node.index()];
                 if *part == Part::Nothing {
                     *part = Part::Step;

@@ -7,6 +7,7 @@
 
 mod arena;
 mod convert;
+mod dealing;
 pub(crate) mod describe;
 mod emission;
 mod forms;
@@ -145,8 +146,10 @@ impl Cpu {
             let (kind, read, place): (_, &[Place], _) = match &step.work {
                 Work::Bytes { inputs, output, .. } => (StepKind::Bytes, inputs, Some(output)),
                 Work::Import { to, .. } => (StepKind::Import, &[], Some(to)),
-                Work::Export { from, .. } => (StepKind::Export, std::slice::from_ref(from), None),
-                Work::Plain { .. } => (StepKind::Plain, &[], None),
+                Work::Export { from, .. } | Work::Deal { from, .. } => {
+                    (StepKind::Export, std::slice::from_ref(from), None)
+                }
+                Work::Put { .. } | Work::Plain { .. } => (StepKind::Plain, &[], None),
                 Work::Island { nodes, .. } => (StepKind::Island(nodes.len()), &[], None),
             };
             let input_bytes = read.iter().map(|place| place.shape.bytes()).sum();

@@ -11,7 +11,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::{
     arena::arrange,
-    convert::{Export, Import},
+    convert::{Export, Import, Piece, put},
     describe::Description,
     kernels::{Isa, Sum, Team},
 };
@@ -204,6 +204,18 @@ pub(super) enum Work {
         to: usize,
         export: Export,
     },
+    /// Pieces of an activation to plain tensors that others write into too.
+    Deal {
+        from: Place,
+        pieces: Vec<Piece>,
+    },
+    /// A plain f32 tensor into another that pieces are dealt to, behind so many rows.
+    Put {
+        from: Slot,
+        to: usize,
+        dims: Vec<usize>,
+        row: usize,
+    },
     Plain {
         inputs: Vec<Option<Slot>>,
         outputs: Vec<Option<usize>>,
@@ -222,8 +234,8 @@ impl Work {
         match self {
             Self::Bytes { inputs, output, .. } => inputs.iter().copied().chain([*output]).collect(),
             Self::Import { to, .. } => vec![*to],
-            Self::Export { from, .. } => vec![*from],
-            Self::Plain { .. } | Self::Island { .. } => vec![],
+            Self::Export { from, .. } | Self::Deal { from, .. } => vec![*from],
+            Self::Put { .. } | Self::Plain { .. } | Self::Island { .. } => vec![],
         }
     }
 
@@ -238,16 +250,17 @@ impl Work {
     pub(super) fn values_written(&self) -> Vec<usize> {
         match self {
             Self::Bytes { .. } | Self::Import { .. } => vec![],
-            Self::Export { to, .. } => vec![*to],
+            Self::Export { to, .. } | Self::Put { to, .. } => vec![*to],
+            Self::Deal { pieces, .. } => pieces.iter().map(|piece| piece.to).collect(),
             Self::Plain { outputs, .. } => outputs.iter().copied().flatten().collect(),
             Self::Island { outputs, .. } => outputs.clone(),
         }
     }
 
-    fn reads(&self) -> Vec<Slot> {
+    pub(super) fn reads(&self) -> Vec<Slot> {
         match self {
-            Self::Bytes { .. } | Self::Export { .. } => vec![],
-            Self::Import { from, .. } => vec![*from],
+            Self::Bytes { .. } | Self::Export { .. } | Self::Deal { .. } => vec![],
+            Self::Import { from, .. } | Self::Put { from, .. } => vec![*from],
             Self::Plain { inputs, .. } => inputs.iter().copied().flatten().collect(),
             Self::Island { inputs, .. } => inputs.clone(),
         }
@@ -258,7 +271,7 @@ pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) constants: Vec<Tensor>,
     /// In the order of the request.
-    outputs: Vec<Slot>,
+    pub(super) outputs: Vec<Slot>,
     /// Where each buffer lies in the arena.
     buffers: Vec<Range<usize>>,
     /// For each step the computed values that nothing reads after it.
@@ -430,10 +443,20 @@ fn run(work: &mut Work, context: &mut Context<'_>, memory: Memory<'_>) -> Result
         Work::Export { from, to, export } => {
             let bytes = &arena[buffers[from.buffer.0].clone()][from.offset..][..from.length()];
             let view = View { bytes, stride: from.stride };
-            values[*to] = Some(match export.start {
-                None => export.run(context.team, pool, from.shape, view)?,
-                Some(_) => export.run_within(context.team, pool, from.shape, view, values[*to].take())?,
-            });
+            values[*to] = Some(export.run(context.team, pool, from.shape, view)?);
+        }
+        Work::Deal { from, pieces } => {
+            let bytes = &arena[buffers[from.buffer.0].clone()][from.offset..][..from.length()];
+            let view = View { bytes, stride: from.stride };
+            for piece in pieces {
+                let whole = values[piece.to].take();
+                values[piece.to] = Some(piece.run(context.team, pool, from.shape, view, whole)?);
+            }
+        }
+        Work::Put { from, to, dims, row } => {
+            let whole = values[*to].take();
+            let piece = read(*from, given, constants, values)?;
+            values[*to] = Some(put(pool, dims, *row, piece, whole)?);
         }
         Work::Plain { inputs, outputs, call } => {
             // The same elements in another shape: nobody else needs them any more.

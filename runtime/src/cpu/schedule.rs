@@ -10,6 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     convert::{Form as Exported, reals},
+    dealing::Dealing,
     emission::Emission,
     forms::{Activation, Along, Form, Made, MadeId, Make, Refusal},
     kernels::Sum,
@@ -351,7 +352,7 @@ impl<'a> Schedule<'a> {
             readers: vec![],
             leaves: vec![],
             pool: Arc::default(),
-            joined: HashMap::new(),
+            dealing: Dealing::default(),
         };
         emission.emit()?;
         let Emission { steps, constants, sizes, values, parts, slots, schedule, pool, .. } = emission;

@@ -3,7 +3,7 @@
 use super::{
     Cpu,
     describe::Description,
-    plan::{Context, Place, View, ViewMut, Work},
+    plan::{Context, Place, Slot, View, ViewMut, Work},
 };
 use crate::{engine::guarded, tensor::Tensor};
 
@@ -22,8 +22,8 @@ impl Cpu {
             let (reads, writes) = match &step.work {
                 Work::Bytes { inputs, output, .. } => (inputs.clone(), Some(*output)),
                 Work::Import { to, .. } => (vec![], Some(*to)),
-                Work::Export { from, .. } => (vec![*from], None),
-                Work::Plain { .. } | Work::Island { .. } => (vec![], None),
+                Work::Export { from, .. } | Work::Deal { from, .. } => (vec![*from], None),
+                Work::Put { .. } | Work::Plain { .. } | Work::Island { .. } => (vec![], None),
             };
             let (values_read, values_written) = (step.work.values_read(), step.work.values_written());
             Touched { reads, writes, values_read, values_written }
@@ -37,6 +37,16 @@ impl Cpu {
             Work::Bytes { operation, .. } => operation.describe(),
             _ => None,
         }
+    }
+
+    /// Whether a step reads an input of the network.
+    pub(crate) fn reads_inputs(&self, step: usize) -> bool {
+        self.plan.steps[step].work.reads().iter().any(|slot| matches!(slot, Slot::Input(_)))
+    }
+
+    /// Whether an input of the network is an output, too.
+    pub(crate) fn gives_inputs(&self) -> bool {
+        self.plan.outputs.iter().any(|slot| matches!(slot, Slot::Input(_)))
     }
 
     /// Bytes of each buffer; places name them by number.

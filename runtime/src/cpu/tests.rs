@@ -453,3 +453,114 @@ fn a_float_tail_stays_float() {
     let outputs = session.run(&[("image", fixtures::image())]).unwrap();
     assert_eq!(outputs.get("embedding").and_then(|t| t.as_f32()), Some(&fixtures::EMBEDDING[..]));
 }
+
+/// Two scales, concatenated along pixels, cut by channels, of which some go through a function, and concatenated again.
+fn detector() -> GraphProto {
+    let mut graph = frame(&[1, 6, 8, 8]);
+    let pool = |name: &str, stride: i64| {
+        NodeProto::new("AveragePool", name, ["x.f"], [name])
+            .with_ints("kernel_shape", &[3, 3])
+            .with_ints("pads", &[1, 1, 1, 1])
+            .with_ints("strides", &[stride, stride])
+    };
+    for (name, stride, scale, zero) in [("a", 1, 0.05, 110), ("b", 2, 0.04, 130)] {
+        graph.node.push(pool(name, stride));
+        quantise(&mut graph, name, scale, zero);
+        let inputs = [&format!("{name}.f"), "flat"];
+        graph.node.push(NodeProto::new("Reshape", "", inputs, [&format!("{name}.rows")]));
+    }
+    let integers = [("flat", &[1i64, 6, -1][..]), ("0", &[0]), ("2", &[2]), ("6", &[6]), ("1", &[1])];
+    graph.initializer.extend(integers.map(|(name, values)| TensorProto::i64(name, &[values.len()], values)));
+    graph.node.extend([
+        NodeProto::new("Concat", "whole", ["a.rows", "b.rows"], ["whole"]).with_int("axis", 2),
+        NodeProto::new("Slice", "cut.0", ["whole", "0", "2", "1"], ["box"]),
+        NodeProto::new("Slice", "cut.1", ["whole", "2", "6", "1"], ["class"]),
+        NodeProto::new("Sigmoid", "sigmoid", ["class"], ["score"]),
+        NodeProto::new("Mul", "square", ["box", "box"], ["squared"]),
+        NodeProto::new("Concat", "all", ["squared", "score"], ["y"]).with_int("axis", 1),
+    ]);
+    graph.output =
+        ["y", "a.q", "b.q"].map(|name| ValueInfoProto { name: name.into(), r#type: None }).to_vec();
+    graph
+}
+
+#[test]
+fn detections_are_dealt_to_their_places() {
+    type Change = fn(&mut GraphProto);
+    let changes: [(&str, Change, &[&str]); 4] = [
+        ("as it is", |_| (), &["square", "all"]),
+        // Whatever else is needed stays what it is.
+        (
+            "classes wanted",
+            |graph| {
+                graph.output.push(ValueInfoProto { name: "class".into(), r#type: None });
+            },
+            &["square", "sigmoid", "all"],
+        ),
+        (
+            "whole wanted",
+            |graph| {
+                graph.output.push(ValueInfoProto { name: "whole".into(), r#type: None });
+            },
+            &["cut.0", "cut.1", "square", "sigmoid", "all"],
+        ),
+        (
+            "cut across",
+            |graph| {
+                *constant(graph, "1") = TensorProto::i64("1", &[1], &[2]);
+                graph.node.iter_mut().filter(|n| n.name == "all").for_each(|n| n.attribute.clear());
+                let all = graph.node.last_mut().unwrap();
+                *all = all.clone().with_int("axis", 2);
+            },
+            &["cut.0", "cut.1", "square", "sigmoid", "all"],
+        ),
+    ];
+    let bytes: Vec<u8> = (0..384).map(|i| (i * 7919 % 251) as u8).collect();
+    for (what, change, steps) in changes {
+        let mut graph = detector();
+        change(&mut graph);
+        let model = fixtures::model(ModelProto::new(graph, 17));
+        let explained: Vec<String> = model.explain().steps.into_iter().map(|s| s.node).collect();
+        let named = |name: &&str| explained.iter().any(|node| node == name);
+        let there: Vec<&str> =
+            ["whole", "cut.0", "cut.1", "square", "sigmoid", "all"].into_iter().filter(named).collect();
+        assert_eq!(there, steps, "{what}: {explained:?}");
+        for threads in [1, 3] {
+            let options = SessionOptions { engine: EngineChoice::Cpu, threads, ..Default::default() };
+            let mut session = Session::new(&model, &options).unwrap();
+            let real = bytes.iter().map(|q| (f32::from(*q) - f32::from(INPUT_ZERO)) * INPUT_SCALE).collect();
+            let x = [("x", Tensor::f32(vec![1, 6, 8, 8], real).unwrap())];
+            for _ in 0..2 {
+                let outputs = session.run(&x).unwrap();
+                let list = |name: &str| match outputs.get(name).unwrap().data() {
+                    crate::Data::U8(bytes) => bytes.clone(),
+                    other => panic!("{}", other.type_name()),
+                };
+                let real = |q: u8, scale: f32, zero: f32| (f32::from(q) - zero) * scale;
+                let (a, b) = (list("a.q"), list("b.q"));
+                let row = |channel: usize| -> Vec<f32> {
+                    let a = a[channel * 64..][..64].iter().map(|q| real(*q, 0.05, 110.0));
+                    a.chain(b[channel * 16..][..16].iter().map(|q| real(*q, 0.04, 130.0))).collect()
+                };
+                let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+                let y = outputs.get("y").unwrap();
+                let expected: Vec<f32> = if what == "cut across" {
+                    let cut = |row: &Vec<f32>| {
+                        let (first, rest) = (row[..2].to_vec(), &row[2..6]);
+                        first
+                            .into_iter()
+                            .map(|x| x * x)
+                            .chain(rest.iter().map(|x| sigmoid(*x)))
+                            .collect::<Vec<_>>()
+                    };
+                    (0..6).flat_map(|channel| cut(&row(channel))).collect()
+                } else {
+                    let boxes = (0..2).flat_map(row).map(|x| x * x);
+                    boxes.chain((2..6).flat_map(row).map(sigmoid)).collect()
+                };
+                let far = y.as_f32().unwrap().iter().zip(&expected).position(|(a, b)| (a - b).abs() > 1e-6);
+                assert_eq!((y.as_f32().unwrap().len(), far), (expected.len(), None), "{what}");
+            }
+        }
+    }
+}

@@ -174,7 +174,7 @@ impl Guard {
             events: vec![],
         };
         let wait = guard.policy.first_wait;
-        let made = guard.begin(None).and_then(|made| {
+        let made = guard.begin_making(None).and_then(|made| {
             let late = |_| format!("it was not made within {} ms", wait.as_millis());
             made.recv_timeout(wait).map_err(late)?
         });
@@ -183,7 +183,7 @@ impl Guard {
     }
 
     /// Makes the engine in a thread, which is left to itself if the driver does not come back.
-    fn begin(&self, inputs: Option<Vec<Tensor>>) -> Result<Receiver<Result<Worker, String>>, String> {
+    fn begin_making(&self, inputs: Option<Vec<Tensor>>) -> Result<Receiver<Result<Worker, String>>, String> {
         let (done, made) = mpsc::channel();
         let make = Arc::clone(&self.make);
         // Nobody waits for it any more if this fails.
@@ -233,7 +233,7 @@ impl Guard {
             && self.clock.now() >= from
         {
             let inputs = inputs.iter().map(|tensor| (*tensor).clone()).collect();
-            match self.begin(Some(inputs)) {
+            match self.begin_making(Some(inputs)) {
                 Ok(made) => {
                     self.state = State::Making(made, self.clock.now() + self.policy.first_wait);
                 }
@@ -352,7 +352,7 @@ impl Engine for Guard {
 }
 
 /// Whether two results are of one network: drivers may round a byte otherwise in a thousand.
-fn agree(expected: &[Tensor], actual: &[Tensor]) -> Result<(), String> {
+pub(crate) fn agree(expected: &[Tensor], actual: &[Tensor]) -> Result<(), String> {
     /// Of the elements of bytes, by 1.
     const ROUNDED: f64 = 1e-3;
     /// Of the range of f32: a few steps of a byte.

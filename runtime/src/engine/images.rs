@@ -260,6 +260,7 @@ mod tests {
                 let inputs = model.resolve_inputs(&[]).unwrap();
                 let (shapes, outputs) = (model.shapes(&inputs).unwrap(), model.wanted());
                 f(&Request {
+                    pipelines: None,
                     model: &model,
                     inputs: &inputs,
                     shapes: &shapes,

@@ -5,6 +5,7 @@ mod images;
 mod qdq;
 pub(crate) mod tract;
 
+pub(crate) use guard::agree;
 pub use guard::{Clock, Failure, GuardEvent, GuardPolicy};
 
 use crate::{
@@ -32,6 +33,17 @@ pub(crate) trait Engine: Send {
         _after: &mut dyn FnMut(usize),
     ) -> Result<Vec<Tensor>, String> {
         self.run(inputs)
+    }
+
+    /// Begins a run whose outputs [`Engine::finish`] gives. One more may begin before that, so that the transfers and steps
+    /// of one go on beside the kernels of the other. `false`, and nothing has begun, where an engine does one at a time.
+    fn begin(&mut self, _inputs: &[&Tensor]) -> Result<bool, String> {
+        Ok(false)
+    }
+
+    /// The outputs of the run that began first.
+    fn finish(&mut self) -> Result<Vec<Tensor>, String> {
+        Err("no run has begun".into())
     }
 
     /// Bytes kept for intermediate values, where the engine plans them itself.
@@ -87,8 +99,8 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         let trusted = build(EngineChoice::Auto, &Request { tuning: None, ..*request })?;
         let (model, inputs, outputs) =
             (request.model.clone(), request.inputs.to_vec(), request.outputs.to_vec());
-        let (threads, pictures, tuning) =
-            (request.threads, request.pictures.cloned(), request.tuning.cloned());
+        let (threads, pictures, tuning, pipelines) =
+            (request.threads, request.pictures.cloned(), request.tuning.cloned(), request.pipelines.cloned());
         let make = move || {
             let shapes = model.shapes(&inputs).map_err(|e| e.to_string())?;
             let (inputs, outputs) = (&inputs, &outputs);
@@ -100,6 +112,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
                 threads,
                 pictures: pictures.as_ref(),
                 tuning: tuning.as_ref(),
+                pipelines: pipelines.as_ref(),
                 guarding: None,
             };
             build(EngineChoice::Gpu, &request).map_err(|e| e.to_string())
@@ -143,7 +156,8 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
     match choice {
         EngineChoice::Cpu => cpu(sketch()?),
         EngineChoice::Gpu => {
-            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads, request.tuning.map(|t| &**t));
+            let (tuning, pipelines) = (request.tuning.map(|t| &**t), request.pipelines);
+            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads, tuning, pipelines);
             let gpu = gpu.map(|gpu| gpu.with_pictures(pictures));
             gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
         }

@@ -82,7 +82,7 @@ impl Choices {
         Self { threads, largest: kind != wgpu::DeviceType::Cpu, ..Default::default() }
     }
 
-    /// The variants that are worth a measurement, never none.
+    /// The variants that are worth a measurement, never none, the most promising first.
     pub(crate) fn tried(&self, task: Task) -> Vec<Variant> {
         let variants = task.variants();
         let fits = |variant: &&Variant| match variant {
@@ -92,8 +92,25 @@ impl Choices {
             Variant::Tiled { .. } => self.largest,
             _ => true,
         };
-        let tried: Vec<Variant> = variants.iter().filter(fits).copied().collect();
+        let mut tried: Vec<Variant> = variants.iter().filter(fits).copied().collect();
+        if self.threads > 1 {
+            tried.sort_by_key(|variant| self.distance(task, *variant));
+        }
         if tried.is_empty() { variants } else { tried }
+    }
+
+    /// How far a variant is from as many threads as fill the GPU, in eighths of a doubling; of equal ones the larger tiles
+    /// come first.
+    fn distance(&self, task: Task, variant: Variant) -> (u32, u32) {
+        let Task::Convolution { pixels, words, .. } = task else { return (0, 0) };
+        let (p, o, split) = match variant {
+            Variant::Convolution { pixels, out, split, .. } => (pixels, out, split),
+            Variant::Tiled { pixels, out, .. } => (pixels, out, 1),
+            _ => return (0, 0),
+        };
+        let threads = pixels.div_ceil(p as usize) * words.div_ceil(o as usize) * split as usize;
+        let doublings = (threads as f64 / self.threads as f64).log2();
+        ((8.0 * doublings.abs()) as u32, u32::MAX - p * o)
     }
 
     /// Whether to share each tile by `split` threads may gain: nothing where half as many fill the GPU already, nor where

@@ -14,7 +14,7 @@ use std::{
 
 use andon_shaders::{ENTRY_POINT, PARAMS_BYTES, Variant, binding};
 
-use super::trusted;
+use super::{cache::PipelineCache, trusted};
 use crate::engine::guarded;
 
 /// Whether shaders check bounds on their own: ours are tested with checks, and run without.
@@ -87,8 +87,9 @@ fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// Features that are used where they are there: times of single kernels, arithmetic in f16.
-const WELCOME: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::SHADER_F16);
+/// Features that are used where they are there: times of single kernels, arithmetic in f16, compiled kernels to be kept.
+const WELCOME: wgpu::Features =
+    wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::SHADER_F16).union(wgpu::Features::PIPELINE_CACHE);
 
 pub(crate) struct Device {
     pub(crate) device: wgpu::Device,
@@ -98,6 +99,7 @@ pub(crate) struct Device {
     layout: wgpu::PipelineLayout,
     pipelines: HashMap<Variant, wgpu::ComputePipeline>,
     checks: Checks,
+    kept: Option<(Arc<PipelineCache>, wgpu::PipelineCache)>,
     /// The first thing that went wrong outside of any scope.
     fault: Arc<Mutex<Option<String>>>,
 }
@@ -168,7 +170,18 @@ impl Device {
         });
         scope.end()?;
         let info = adapter.get_info();
-        Ok(Self { device, queue, info, bindings, layout, pipelines: HashMap::new(), checks, fault })
+        let pipelines = HashMap::new();
+        Ok(Self { device, queue, info, bindings, layout, pipelines, checks, kept: None, fault })
+    }
+
+    /// Takes kernels from what an earlier process compiled, and adds new ones to it, where the driver can.
+    pub(crate) fn keeping(self, cache: Option<&Arc<PipelineCache>>) -> Result<Self, String> {
+        let there = self.device.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let Some(cache) = cache.filter(|_| there) else { return Ok(self) };
+        let scope = Scope::new(&self.device);
+        let own = trusted::cache(&self.device, &cache.data());
+        scope.end()?;
+        Ok(Self { kept: Some((Arc::clone(cache), own)), ..self })
     }
 
     /// Makes the pipelines of variants that are not there yet; drivers compile several at a time.
@@ -194,6 +207,11 @@ impl Device {
                 .collect::<Result<Vec<_>, String>>()
         });
         self.pipelines.extend(made?.into_iter().flatten());
+        if let (Some((cache, own)), false) = (&self.kept, missing.is_empty())
+            && let Some(data) = own.get_data()
+        {
+            cache.put(data);
+        }
         Ok(())
     }
 
@@ -215,7 +233,7 @@ impl Device {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.kept.as_ref().map(|(_, own)| own),
         });
         scope.end()?;
         Ok(pipeline)

@@ -4,6 +4,7 @@
 //! where; steps without a kernel run on the CPU, between two submissions. All activations lie in one buffer, all that never
 //! changes in another; a phase is one pass and one submission. Whatever a driver does is an error of that run.
 
+mod cache;
 mod choice;
 mod constants;
 mod convolution;
@@ -19,9 +20,11 @@ mod program;
 mod run;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod trusted;
 mod tune;
 
+pub use cache::PipelineCache;
 use choice::Choices;
 pub use choice::Task;
 use device::{Checks, Device, chosen};
@@ -29,10 +32,11 @@ pub(crate) use fault::Fault;
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
 pub use tune::{AdapterKey, Tuned, Tuning, has_gpu_steps, tune};
 
-use std::thread;
+use std::{collections::VecDeque, sync::Arc, thread};
 
 use program::Program;
 use run::Memory;
+use transfer::Flight;
 
 use crate::{
     cpu::{Cpu, Isa, Sketch, StepKind, StepSummary, Summary, describe::Sources},
@@ -46,11 +50,18 @@ use crate::{
 /// Set to anything, shaders check their own bounds: for a driver that is suspected.
 const CHECKS: &str = "ANDON_GPU_CHECKS";
 
+/// Runs that may be under way together.
+const LANES: usize = 2;
+
 pub(crate) struct Gpu {
     device: Device,
     program: Program,
     memory: Memory,
     cpu: Cpu,
+    /// Submissions of runs that have begun and not finished, with their lanes.
+    flights: VecDeque<(usize, Option<Flight>)>,
+    /// Runs may overlap.
+    overlaps: bool,
     /// That was asked for.
     fault: Option<Fault>,
     runs: u64,
@@ -81,6 +92,7 @@ impl Gpu {
         isa: Isa,
         threads: usize,
         tuning: Option<&Tuning>,
+        pipelines: Option<&Arc<PipelineCache>>,
     ) -> Result<Self, String> {
         // Drivers are not ours.
         guarded(|| {
@@ -89,7 +101,7 @@ impl Gpu {
             fault.map_or(Ok(()), Fault::adapter)?;
             // Either takes its time, on another part of the machine.
             let (device, cpu) = thread::scope(|scope| {
-                let device = scope.spawn(|| guarded(|| Device::new(&chosen()?, checks)));
+                let device = scope.spawn(|| guarded(|| Device::new(&chosen()?, checks)?.keeping(pipelines)));
                 let cpu = plan(graph, shapes, outputs, isa, threads);
                 (device.join(), cpu)
             });
@@ -100,15 +112,27 @@ impl Gpu {
 
     /// `cpu`: a plan whose steps have kept what they were made from.
     pub(crate) fn of(cpu: Cpu, mut device: Device, choices: Choices) -> Result<Self, String> {
-        let (program, cpu) = Program::new(cpu, choices)?;
+        let (program, order) = Program::new(&cpu, choices)?;
+        let cpu = cpu.reordered(&order);
         let dispatches = program.phases.iter().flat_map(|phase| &phase.dispatches);
         device.prepare(dispatches.map(|dispatch| dispatch.variant))?;
         let memory = Memory::new(&device, &program)?;
-        Ok(Self { device, program, memory, cpu, fault: None, runs: 0 })
+        let overlaps = program.overlaps(&cpu);
+        let flights = VecDeque::new();
+        Ok(Self { device, program, memory, cpu, flights, overlaps, fault: None, runs: 0 })
     }
 
-    pub(super) fn into_device(self) -> Device {
-        self.device
+    /// What another can be made of, with other kernels.
+    pub(super) fn into_parts(self) -> (Device, Cpu) {
+        (self.device, self.cpu)
+    }
+
+    /// Waits for runs that have begun and that nobody will finish.
+    fn land(&mut self) -> Result<(), String> {
+        while !self.flights.is_empty() {
+            self.finish()?;
+        }
+        Ok(())
     }
 
     /// Lets the first input be a picture, if all that reads it can take one.
@@ -177,8 +201,10 @@ impl Engine for Gpu {
         inputs: &[&Tensor],
         after: &mut dyn FnMut(usize),
     ) -> Result<Vec<Tensor>, String> {
+        // Whatever has begun and failed since is nobody's any more.
+        self.land()?;
         self.runs += 1;
-        let Self { device, program, memory, cpu, fault, runs } = self;
+        let Self { device, program, memory, cpu, fault, runs, .. } = self;
         guarded(|| {
             fault.iter().for_each(|fault| fault.before(*runs, device));
             for (number, phase) in program.phases.iter().enumerate() {
@@ -195,6 +221,39 @@ impl Engine for Gpu {
             let mut outputs = cpu.outputs(inputs)?;
             fault.iter().for_each(|fault| fault.after(*runs, &mut outputs));
             Ok(outputs)
+        })
+    }
+
+    fn begin(&mut self, inputs: &[&Tensor]) -> Result<bool, String> {
+        if !self.overlaps || self.fault.is_some() {
+            return Ok(false);
+        }
+        let Self { device, program, memory, cpu, flights, .. } = self;
+        if flights.len() == LANES {
+            return Err("two runs have begun already".into());
+        }
+        guarded(|| {
+            memory.second_lane(device, program)?;
+            let lane = flights.back().map_or(0, |(lane, _)| (lane + 1) % LANES);
+            let phase = &program.phases[0];
+            for step in &phase.steps {
+                cpu.run_step(*step, inputs)?;
+            }
+            let flight = memory.start(device, lane, (0, phase), cpu, &mut |_| ())?;
+            flights.push_back((lane, flight));
+            Ok(true)
+        })
+    }
+
+    fn finish(&mut self) -> Result<Vec<Tensor>, String> {
+        let Self { device, program, memory, cpu, flights, .. } = self;
+        let (lane, flight) = flights.pop_front().ok_or("no run has begun")?;
+        guarded(|| {
+            memory.land(device, lane, flight, &program.phases[0], cpu, &mut |_| ())?;
+            for step in program.phases[1..].iter().flat_map(|phase| &phase.steps) {
+                cpu.run_step(*step, &[])?;
+            }
+            cpu.outputs(&[])
         })
     }
 

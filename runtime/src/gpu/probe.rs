@@ -6,7 +6,7 @@ use andon_shaders::{Limits, PARAMS_BYTES, Probe};
 
 use super::{
     device::{Checks, Device, Scope, adapters, chosen},
-    run::read,
+    transfer::{Flight, WAIT_MAX},
     tune::AdapterKey,
 };
 use crate::engine::guarded;
@@ -161,7 +161,7 @@ impl<'a> Bench<'a> {
         let words = [rounds, self.half].map(u32::to_le_bytes).concat();
         self.device.queue.write_buffer(&self.params, 0, &words);
         // What was uploaded is not a part of it.
-        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(super::run::WAIT_MAX) };
+        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(WAIT_MAX) };
         self.device.queue.submit([]);
         self.device.device.poll(wait).map_err(|e| e.to_string())?;
         let start = (self.clock)();
@@ -176,8 +176,9 @@ impl<'a> Bench<'a> {
             }
         }
         encoder.copy_buffer_to_buffer(&self.arena, 0, &self.readback, 0, 4);
-        let mut encoded = Duration::ZERO;
-        read(self.device, encoder, &self.readback, 4, || encoded = (self.clock)(), |_| ())?;
+        let flight = Flight::start(self.device, encoder, &self.readback, 4);
+        let encoded = (self.clock)();
+        flight.land(self.device, &self.readback, |_| ())?;
         Ok((encoded.saturating_sub(start), (self.clock)().saturating_sub(start)))
     }
 

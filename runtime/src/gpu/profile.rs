@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::{
     Gpu,
     device::Scope,
-    run::{Memory, read},
+    program::{Dispatch, Phase},
+    run::Memory,
+    transfer::Flight,
 };
 use crate::{
     engine::{Clock, StepTime, TimedBy},
@@ -41,15 +43,14 @@ impl Gpu {
         if !device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err("the driver has no clock for single kernels".into());
         }
-        let mut times = vec![];
+        /// Passes of one workgroup, of which the fastest counts.
+        const ENOUGH: usize = 16;
+        let (mut times, mut empty) = (vec![], 0.0);
         for (number, phase) in program.phases.iter().enumerate() {
             for step in &phase.steps {
                 cpu.run_step(*step, inputs)?;
             }
-            let mut encoder =
-                device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            memory.upload(device, &mut encoder, number, phase, cpu)?;
-            device.queue.submit([encoder.finish()]);
+            memory.upload(device, (number, phase), cpu)?;
             // A query set has so many places at most.
             for first in (0..phase.dispatches.len()).step_by(PASSES_MAX) {
                 let range = first..(first + PASSES_MAX).min(phase.dispatches.len());
@@ -62,13 +63,27 @@ impl Gpu {
                     times.push(StepTime { step, kernel, clock: TimedBy::Gpu, time });
                 }
             }
-            let encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            memory.download(device, encoder, phase, cpu, &mut |_| ())?;
+            memory.download(device, phase, cpu)?;
+            // A pass has a price, whatever is in it.
+            if number == 0 {
+                let one = |dispatch: &Dispatch| Dispatch { workgroups: [1, 1], ..dispatch.clone() };
+                let dispatches: Vec<Dispatch> = phase.dispatches.iter().take(ENOUGH).map(one).collect();
+                let count = dispatches.len();
+                let small = Phase { dispatches, ..Phase::default() };
+                let stamps = memory.stamped(device, number, &small, 0..count)?;
+                let ticks = stamps.iter().map(|[start, end]| end.saturating_sub(*start)).min().unwrap_or(0);
+                empty = ticks as f64 * f64::from(device.queue.get_timestamp_period());
+            }
         }
         cpu.outputs(inputs)?;
+        let (kernel, time) = (ONE_WORKGROUP.into(), Duration::from_nanos(empty as u64));
+        times.push(StepTime { step: None, kernel, clock: TimedBy::Gpu, time });
         Ok(times)
     }
 }
+
+/// What every time of a dispatch has in it: a pass in which next to nothing is done.
+const ONE_WORKGROUP: &str = "a pass of one workgroup";
 
 const PASSES_MAX: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
 
@@ -78,7 +93,7 @@ impl Memory {
         &self,
         device: &super::Device,
         number: usize,
-        phase: &super::program::Phase,
+        phase: &Phase,
         range: std::ops::Range<usize>,
     ) -> Result<Vec<[u64; 2]>, String> {
         let count = 2 * range.len() as u32;
@@ -118,17 +133,11 @@ impl Memory {
         encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
         encoder.copy_buffer_to_buffer(&resolved, 0, &readback, 0, u64::from(count) * 8);
         scope.end()?;
-        read(
-            device,
-            encoder,
-            &readback,
-            u64::from(count) * 8,
-            || (),
-            |bytes| {
-                let (stamps, _) = bytes.as_chunks::<8>();
-                let (pairs, _) = stamps.as_chunks::<2>();
-                pairs.iter().map(|pair| pair.map(u64::from_le_bytes)).collect()
-            },
-        )
+        let flight = Flight::start(device, encoder, &readback, u64::from(count) * 8);
+        flight.land(device, &readback, |bytes| {
+            let (stamps, _) = bytes.as_chunks::<8>();
+            let (pairs, _) = stamps.as_chunks::<2>();
+            pairs.iter().map(|pair| pair.map(u64::from_le_bytes)).collect()
+        })
     }
 }

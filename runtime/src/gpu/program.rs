@@ -29,6 +29,7 @@ pub(crate) struct Transfer {
     pub(crate) at: usize,
 }
 
+#[derive(Clone)]
 pub(crate) struct Dispatch {
     pub(crate) variant: Variant,
     pub(crate) workgroups: [u32; 2],
@@ -78,8 +79,8 @@ fn dependencies(cpu: &Cpu) -> Vec<Vec<usize>> {
 }
 
 impl Program {
-    /// The program, and the plan in the order in which it runs.
-    pub(crate) fn new(cpu: Cpu, choices: Choices) -> Result<(Self, Cpu), String> {
+    /// The program, and the order in which it runs the plan's steps: it counts them in that order.
+    pub(crate) fn new(cpu: &Cpu, choices: Choices) -> Result<(Self, Vec<usize>), String> {
         let touched = cpu.touched();
         let mut lowering = Lowering::new(Layout::new(&cpu.buffer_sizes(), &touched), choices);
         // Jobs in the plan's order; which of a step's they are is in each.
@@ -91,13 +92,13 @@ impl Program {
                 on_gpu.push(true);
                 continue;
             }
-            let beyond = put_elsewhere(&cpu, &touched, at);
+            let beyond = put_elsewhere(cpu, &touched, at);
             let description = cpu.description(at).zip(beyond.or(step.writes));
             let has = |(description, output)| lowering.step(at, &description, &step.reads, &output);
             on_gpu.push(description.is_some_and(has));
             spared = on_gpu[at] && beyond.is_some();
         }
-        let needs = dependencies(&cpu);
+        let needs = dependencies(cpu);
         let mut phase_of = vec![0; touched.len()];
         for at in 0..touched.len() {
             let after = |need: &usize| phase_of[*need] + usize::from(on_gpu[*need] && !on_gpu[at]);
@@ -183,7 +184,27 @@ impl Program {
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = from ^ 0x80);
             }
         }
-        Ok((Self { phases, constants, arena_bytes, fills, on_gpu }, cpu.reordered(&order)))
+        Ok((Self { phases, constants, arena_bytes, fills, on_gpu }, order))
+    }
+}
+
+impl Program {
+    /// Whether a run can begin before the one before it has ended: all that it does on the GPU is in its first phase, before
+    /// which the CPU does nothing but to take inputs in, and behind which it asks for none.
+    pub(crate) fn overlaps(&self, cpu: &Cpu) -> bool {
+        let [first, others @ ..] = &self.phases[..] else { return false };
+        let touched = cpu.touched();
+        let takes_in =
+            |step: &usize| touched[*step].values_read.is_empty() && touched[*step].values_written.is_empty();
+        let on_cpu = |phase: &Phase| {
+            let gpu =
+                !phase.uploads.is_empty() || !phase.dispatches.is_empty() || !phase.downloads.is_empty();
+            !gpu && phase.steps.iter().all(|step| !cpu.reads_inputs(*step))
+        };
+        !first.downloads.is_empty()
+            && first.steps.iter().all(takes_in)
+            && others.iter().all(on_cpu)
+            && !cpu.gives_inputs()
     }
 }
 

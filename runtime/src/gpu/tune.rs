@@ -14,8 +14,8 @@ use super::{
     device::{Checks, Device, chosen},
 };
 use crate::{
-    cpu::{Isa, Sketch, describe::Sources},
-    engine::{Clock, Engine, guarded},
+    cpu::{Cpu, Isa, Sketch, describe::Sources},
+    engine::{Clock, Engine, agree, guarded},
     graph::{Graph, ValueId},
     model::Model,
     shape::Shapes,
@@ -40,6 +40,9 @@ pub struct Tuning {
     pub threads: usize,
     /// Why kernels were not tuned, if they were not.
     pub untuned: Option<String>,
+    /// Rounds of kernels that were left out, since their network gave something else than the CPU's.
+    #[serde(default)]
+    pub wrong: u32,
     pub kernels: Vec<Tuned>,
 }
 
@@ -95,6 +98,15 @@ impl Tuning {
     }
 }
 
+/// What the next round is made of.
+type Parts = (Device, Cpu);
+
+/// What was found, and how many rounds computed wrong.
+struct Kernels {
+    tuned: Vec<Tuned>,
+    wrong: u32,
+}
+
 /// A network whose engine is to be chosen.
 struct Subject<'a> {
     graph: &'a Graph,
@@ -138,18 +150,29 @@ pub fn tune(
         let device = Device::new(&chosen()?, Checks::Off)?;
         let adapter = AdapterKey::of(&device.info);
         let mut choices = Choices::of(device.info.device_type);
-        let (device, found) = subject.kernels(device, &choices, &|| clock.now() < end)?;
-        let (kernels, untuned) = match found {
-            Ok(kernels) => (kernels, None),
-            Err(why) => (vec![], Some(why)),
+        let ((device, cpu), found) = subject.kernels(device, &choices, &|| clock.now() < end)?;
+        let (kernels, wrong, untuned) = match found {
+            Ok(Kernels { tuned, wrong }) => (tuned, wrong, None),
+            Err(why) => (vec![], 0, Some(why)),
         };
         choices.known = kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect();
-        let mut gpu = subject.gpu(device, choices)?;
+        let mut gpu = Gpu::of(cpu, device, choices)?;
         let mut cpu = subject.sketch(Sources::Dropped)?.build(threads)?;
         let (gpu_ms, cpu_ms) = subject.compare([&mut gpu, &mut cpu], clock)?;
         let engine = if gpu_ms < cpu_ms { "gpu" } else { "cpu" }.into();
         let model = model_name.into();
-        Ok(Tuning { format: FORMAT, adapter, model, engine, cpu_ms, gpu_ms, threads, untuned, kernels })
+        Ok(Tuning {
+            format: FORMAT,
+            adapter,
+            model,
+            engine,
+            cpu_ms,
+            gpu_ms,
+            threads,
+            untuned,
+            wrong,
+            kernels,
+        })
     })
 }
 
@@ -158,8 +181,8 @@ impl Subject<'_> {
         Sketch::with(self.graph, self.shapes, self.outputs, Isa::chosen()?, sources)
     }
 
-    fn gpu(&self, device: Device, choices: Choices) -> Result<Gpu, String> {
-        Gpu::of(self.sketch(Sources::Kept)?.build(self.threads)?, device, choices)
+    fn plan(&self) -> Result<Cpu, String> {
+        super::plan(self.graph, self.shapes, self.outputs, Isa::chosen()?, self.threads)
     }
 
     /// The fastest variant for each task; the device comes back with what was compiled.
@@ -168,23 +191,28 @@ impl Subject<'_> {
         mut device: Device,
         choices: &Choices,
         in_time: &dyn Fn() -> bool,
-    ) -> Result<(Device, Result<Vec<Tuned>, String>), String> {
+    ) -> Result<(Parts, Result<Kernels, String>), String> {
         /// Runs of each variant, of which the fastest counts.
         const RUNS: usize = 3;
         let inputs: Vec<&Tensor> = self.inputs.iter().collect();
+        let mut cpu = self.plan()?;
+        let expected = cpu.run(&inputs)?;
         let mut times: HashMap<Task, Vec<(Variant, f64)>> = HashMap::new();
         let mut usual: HashMap<Task, (Variant, f64)> = HashMap::new();
+        let mut wrong = 0;
         // What would be taken comes first, so that it is there when time runs out.
         for forced in std::iter::once(None).chain((0..).map(Some)) {
             let more = |number: usize| times.keys().any(|task| choices.tried(*task).len() > number);
             if forced.is_some_and(|number| !more(number)) || !in_time() {
                 break;
             }
-            let mut gpu = self.gpu(device, Choices { forced, ..choices.clone() })?;
-            for _ in 0..RUNS {
+            let mut gpu = Gpu::of(cpu, device, Choices { forced, ..choices.clone() })?;
+            // Kernels among which one computes wrong are not for use, however fast.
+            let right = agree(&expected, &gpu.run(&inputs)?).is_ok();
+            for _ in 0..if right { RUNS } else { 0 } {
                 let timed = match gpu.profiled(&inputs) {
                     Ok(timed) => timed,
-                    Err(why) => return Ok((gpu.into_device(), Err(why))),
+                    Err(why) => return Ok((gpu.into_parts(), Err(why))),
                 };
                 let dispatches = gpu.program.phases.iter().flat_map(|phase| &phase.dispatches);
                 for (dispatch, one) in dispatches.zip(timed) {
@@ -201,7 +229,8 @@ impl Subject<'_> {
                     }
                 }
             }
-            device = gpu.into_device();
+            wrong += u32::from(!right);
+            (device, cpu) = gpu.into_parts();
         }
         let mut tuned: Vec<Tuned> = vec![];
         for (task, variants) in &times {
@@ -212,13 +241,13 @@ impl Subject<'_> {
             }
         }
         tuned.sort_by_key(|tuned| tuned.task);
-        Ok((device, Ok(tuned)))
+        Ok(((device, cpu), Ok(Kernels { tuned, wrong })))
     }
 
     /// Milliseconds of a run on each, in turns; the median.
     fn compare(&self, mut engines: [&mut dyn Engine; 2], clock: &Clock) -> Result<(f64, f64), String> {
-        /// A GPU takes a while until its clocks are up.
-        const WARM: usize = 10;
+        /// A GPU takes a while until its clocks are up, and whoever runs frame after frame has them up.
+        const WARM: Duration = Duration::from_millis(150);
         const RUNS: usize = 10;
         const ROUNDS: usize = 3;
         const ENOUGH: Duration = Duration::from_secs(3);
@@ -227,15 +256,17 @@ impl Subject<'_> {
         let mut times = [vec![], vec![]];
         for _ in 0..ROUNDS {
             for (engine, times) in engines.iter_mut().zip(&mut times) {
-                for run in 0..WARM + RUNS {
+                let (begin, mut counted) = (clock.now(), 0);
+                while counted < RUNS {
                     let start = clock.now();
                     engine.run(&inputs)?;
-                    let taken = clock.now().saturating_sub(start);
+                    let now = clock.now();
                     // The last of a slow engine counts, too.
-                    if run >= WARM || clock.now() > end {
-                        times.push(taken);
+                    if start.saturating_sub(begin) >= WARM || now > end {
+                        times.push(now.saturating_sub(start));
+                        counted += 1;
                     }
-                    if clock.now() > end && !times.is_empty() {
+                    if now > end {
                         break;
                     }
                 }

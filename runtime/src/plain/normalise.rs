@@ -8,17 +8,11 @@ pub(super) fn softmax(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Ten
     let x = get(inputs, 0)?;
     let values = floats(inputs, 0)?;
     let dims = x.shape();
-    let old = call.opset < 13;
-    let d = call.axis("axis", if old { 1 } else { -1 }, dims.len())?;
-    let (length, inner): (usize, usize) = if old {
-        (dims[d.min(dims.len())..].iter().product(), 1)
-    } else {
-        (dims.get(d).copied().unwrap_or(1), dims.get(d + 1..).unwrap_or(&[]).iter().product())
-    };
+    let [length, inner] = middle(call, dims)?;
     let logarithm = call.node.op_type == "LogSoftmax";
     if !logarithm && length > 0 && inner > 1 {
         let mut out = call.pool.list(values.len());
-        vectors::softmax(values, length, inner, &mut out);
+        vectors::softmax(values, [length, inner], &mut out, |blocks, work| (0..blocks).for_each(work));
         return one(dims.to_vec(), Data::F32(out));
     }
     let mut out = vec![0.0; values.len()];
@@ -32,6 +26,16 @@ pub(super) fn softmax(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Ten
         }
     }
     one(dims.to_vec(), Data::F32(out))
+}
+
+/// How many elements a softmax goes over, and how far apart they lie.
+pub(super) fn middle(call: &Call, dims: &[usize]) -> Result<[usize; 2], String> {
+    let old = call.opset < 13;
+    let d = call.axis("axis", if old { 1 } else { -1 }, dims.len())?;
+    if old {
+        return Ok([dims[d.min(dims.len())..].iter().product(), 1]);
+    }
+    Ok([dims.get(d).copied().unwrap_or(1), dims.get(d + 1..).unwrap_or(&[]).iter().product()])
 }
 
 /// BatchNormalization 7 to 15; in training it gives the new running mean and variance too.

@@ -1,13 +1,16 @@
 //! The few operators that large results go through, on all threads of whoever runs a plan. Each writes its result in pieces,
 //! the same values as on one thread.
 
-use super::{Call, floats, get, layout, one, size, strides, vectors};
+use super::{Call, floats, get, layout, normalise, one, size, strides, vectors};
 use crate::tensor::{Data, Tensor};
 
 /// Threads that share work.
 pub(crate) trait Workers {
     /// Cuts `out` in pieces of `size`, of which the last may be shorter, and calls `work` with the number of each.
     fn pieces(&mut self, out: &mut [f32], size: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync));
+
+    /// Calls `work` once with each of `0..parts`.
+    fn parts(&mut self, parts: usize, work: &(dyn Fn(usize) + Sync));
 
     fn threads(&self) -> usize;
 }
@@ -47,6 +50,17 @@ impl Call {
                 let mut out = self.pool.list(values.len());
                 workers.pieces(&mut out, piece, &|part, out| {
                     vectors::sigmoid(&values[part * piece..][..out.len()], out);
+                });
+                Some(Ok((x.shape().to_vec(), out)))
+            }
+            "Softmax" if values.len() >= LENGTH_MIN => {
+                let [length, inner] = normalise::middle(self, x.shape()).ok()?;
+                if length == 0 || inner < 2 {
+                    return None;
+                }
+                let mut out = self.pool.list(values.len());
+                vectors::softmax(values, [length, inner], &mut out, |blocks, work| {
+                    workers.parts(blocks, work);
                 });
                 Some(Ok((x.shape().to_vec(), out)))
             }
@@ -139,6 +153,10 @@ mod tests {
             out.chunks_mut(size).enumerate().for_each(|(part, out)| work(part, out));
         }
 
+        fn parts(&mut self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+            (0..parts).for_each(work);
+        }
+
         fn threads(&self) -> usize {
             3
         }
@@ -177,6 +195,7 @@ mod tests {
         let bounds = [ints(&[5, 100]), ints(&[37, 300]), ints(&[1, 2]), ints(&[1, 2])];
         let cases: Vec<(Call, Vec<&Tensor>)> = vec![
             (call(node("Sigmoid", &["a"]), vec![]), vec![&a]),
+            (call(node("Softmax", &["a"]).with_int("axis", 1), vec![]), vec![&a]),
             (call(node("Concat", &["a", "b", "c"]).with_int("axis", 1), vec![]), vec![&a, &b, &a]),
             (call(node("Transpose", &["a"]).with_ints("perm", &[1, 0, 2]), vec![]), vec![&a]),
             (call(node("Transpose", &["a"]).with_ints("perm", &[2, 0, 1]), vec![]), vec![&a]),
@@ -193,6 +212,6 @@ mod tests {
             assert_eq!(call.run_on(&mut Alone, &inputs).unwrap(), whole, "{}", call.node.op_type);
         }
         // The last transposition has rows of 41, which are too short; the slice is too small.
-        assert_eq!(spread, 3);
+        assert_eq!(spread, 4);
     }
 }

@@ -2,6 +2,12 @@
 //! so the same bits everywhere.
 #![allow(unsafe_code, reason = "a named kernel module: every block says why it is safe")]
 
+use std::{
+    iter,
+    marker::PhantomData,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
 /// `$name` calls `$inner` as it was compiled for this processor.
 macro_rules! widest {
     ($(#[$doc:meta])* $name:ident = $inner:ident($($argument:ident: $type:ty),*)) => {
@@ -42,9 +48,42 @@ widest! {
 }
 
 widest! {
-    /// Softmax along the middle of `[.., length, inner]`.
-    softmax = softmax_of(values: &[f32], length: usize, inner: usize, out: &mut [f32])
+    /// A block of [`softmax`].
+    softmax_block = softmax_block_of(values: &[f32], shape: [usize; 2], block: usize, out: &Columns<'_>)
 }
+
+/// Softmax along the middle of `[.., length, inner]`; `share` calls what it is given with each of `0..blocks`, in any order
+/// and on any threads, and returns when all calls have.
+pub(super) fn softmax(
+    values: &[f32],
+    [length, inner]: [usize; 2],
+    out: &mut [f32],
+    share: impl FnOnce(usize, &(dyn Fn(usize) + Sync)),
+) {
+    assert!(values.len() == out.len() && length > 0 && inner > 0, "{} {}", values.len(), out.len());
+    let blocks = values.len() / (length * inner) * inner.div_ceil(WIDTH);
+    let taken: Vec<AtomicBool> = iter::repeat_with(AtomicBool::default).take(blocks).collect();
+    let out = Columns { start: out.as_mut_ptr(), length: out.len(), lent: PhantomData };
+    share(blocks, &|block| {
+        // Each once, whatever `share` does.
+        if taken.get(block).is_some_and(|taken| !taken.swap(true, Relaxed)) {
+            softmax_block(values, [length, inner], block, &out);
+        }
+    });
+}
+
+/// Columns of a softmax that stay in the first-level cache: a block.
+const WIDTH: usize = 256;
+
+/// What blocks of columns are written to, each by one thread.
+pub(super) struct Columns<'a> {
+    start: *mut f32,
+    length: usize,
+    lent: PhantomData<&'a mut [f32]>,
+}
+
+// Safety: whoever writes has a block of its own, see `softmax`; f32 can be written by any thread.
+unsafe impl Sync for Columns<'_> {}
 
 #[inline(always)]
 fn sigmoid_of(values: &[f32], out: &mut [f32]) {
@@ -52,28 +91,30 @@ fn sigmoid_of(values: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn softmax_of(values: &[f32], length: usize, inner: usize, out: &mut [f32]) {
-    /// Columns that stay in the first-level cache.
-    const WIDTH: usize = 256;
-    for (values, out) in values.chunks_exact(length * inner).zip(out.chunks_exact_mut(length * inner)) {
-        for first in (0..inner).step_by(WIDTH) {
-            let width = WIDTH.min(inner - first);
-            let (mut highest, mut sums) = ([f32::NEG_INFINITY; WIDTH], [0.0f32; WIDTH]);
-            for row in values.chunks_exact(inner) {
-                let row = &row[first..first + width];
-                highest.iter_mut().zip(row).for_each(|(highest, x)| *highest = highest.max(*x));
-            }
-            for (row, out) in values.chunks_exact(inner).zip(out.chunks_exact_mut(inner)) {
-                let (row, out) = (&row[first..first + width], &mut out[first..first + width]);
-                for (((out, x), highest), sum) in out.iter_mut().zip(row).zip(&highest).zip(&mut sums) {
-                    *out = exp(x - highest);
-                    *sum += *out;
-                }
-            }
-            for out in out.chunks_exact_mut(inner) {
-                out[first..first + width].iter_mut().zip(&sums).for_each(|(out, sum)| *out /= sum);
-            }
+fn softmax_block_of(values: &[f32], [length, inner]: [usize; 2], block: usize, out: &Columns<'_>) {
+    let across = inner.div_ceil(WIDTH);
+    let (start, first) = (block / across * length * inner, block % across * WIDTH);
+    let width = WIDTH.min(inner - first);
+    let rows = (0..length).map(|row| start + row * inner + first);
+    let own = |at: usize| {
+        assert!(at + width <= out.length, "{at}");
+        // Safety: inside the list, which is lent for as long as `out` lives. These columns of these rows are this block's
+        // alone, which one thread computes, and each slice is gone before the next one is made.
+        unsafe { std::slice::from_raw_parts_mut(out.start.add(at), width) }
+    };
+    let (mut highest, mut sums) = ([f32::NEG_INFINITY; WIDTH], [0.0f32; WIDTH]);
+    for row in rows.clone().map(|at| &values[at..at + width]) {
+        highest.iter_mut().zip(row).for_each(|(highest, x)| *highest = highest.max(*x));
+    }
+    for at in rows.clone() {
+        let (row, out) = (&values[at..at + width], own(at));
+        for (((out, x), highest), sum) in out.iter_mut().zip(row).zip(&highest).zip(&mut sums) {
+            *out = exp(x - highest);
+            *sum += *out;
         }
+    }
+    for out in rows.map(own) {
+        out.iter_mut().zip(&sums).for_each(|(out, sum)| *out /= sum);
     }
 }
 
@@ -128,9 +169,12 @@ mod tests {
         sigmoid(&values, &mut pair[0]);
         sigmoid_of(&values, &mut pair[1]);
         assert_eq!(pair[0], pair[1]);
-        softmax(&values, 5, 301, &mut pair[0]);
-        softmax_of(&values, 5, 301, &mut pair[1]);
-        assert_eq!(pair[0], pair[1]);
+        // In another order, and one of them twice.
+        softmax(&values, [5, 301], &mut pair[0], |blocks, work| (0..blocks).chain([1]).rev().for_each(work));
+        let [a, b] = &mut pair;
+        let whole = Columns { start: b.as_mut_ptr(), length: b.len(), lent: PhantomData };
+        (0..6).for_each(|block| softmax_block_of(&values, [5, 301], block, &whole));
+        assert_eq!(a, b);
         let sums: Vec<f32> = (0..301).map(|i| (0..5).map(|row| pair[0][row * 301 + i]).sum()).collect();
         assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-6));
     }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use rules::{mismatch, rule, type_rule};
 
-pub(crate) use sizes::{broadcast, flatten, reshape};
+pub(crate) use sizes::{broadcast, flatten, reshape, slice_along};
 pub(crate) use window::{Pads, Window};
 
 use crate::{

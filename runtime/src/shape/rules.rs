@@ -2,13 +2,16 @@
 
 use super::{
     Shape, ShapeMismatch, Shapes,
-    sizes::{axis, broadcast, concat, constant_ints, flatten, matmul, reshape, resize, sizes, transposed},
+    sizes::{
+        axis, broadcast, concat, constant_ints, flatten, matmul, reshape, resize, sizes, slice_along,
+        transposed,
+    },
     window::Window,
 };
 use crate::{
     graph::{Graph, NodeId},
     onnx::{DataType, NodeProto},
-    plain::{sliced, split_sizes, squeezed, unsqueezed},
+    plain::{split_sizes, squeezed, unsqueezed},
 };
 
 /// Type of output `at` of a node; `None` where the rule is not known.
@@ -240,17 +243,7 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             let part = |size: usize| Some([&first[..d], &[size], &first[d + 1..]].concat());
             Ok(parts.into_iter().map(part).collect())
         }
-        "Slice" => {
-            let (Some(starts), Some(ends)) = (list(1, "starts"), list(2, "ends")) else { return Ok(vec![]) };
-            if [3, 4]
-                .iter()
-                .any(|i| node.inputs.get(*i).is_some_and(Option::is_some) && list(*i, "").is_none())
-            {
-                return Ok(vec![]);
-            }
-            let along = sliced(first, &starts, &ends, list(3, "axes").as_deref(), list(4, "").as_deref());
-            one(along.ok().map(|along| along.iter().map(Vec::len).collect()))
-        }
+        "Slice" => one(slice_along(graph, shapes, id).map(|along| along.iter().map(Vec::len).collect())),
         "Squeeze" => {
             let axes = list(1, "axes");
             if axes.is_none() && node.inputs.get(1).is_some_and(Option::is_some) {

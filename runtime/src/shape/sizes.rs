@@ -7,6 +7,7 @@ use super::{
 use crate::{
     graph::{Graph, NodeId, ValueId},
     onnx::NodeProto,
+    plain::sliced,
 };
 
 pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
@@ -50,6 +51,21 @@ pub(super) fn constant_ints(
     let tensor = shapes.constant(graph, id.copied().flatten()?)?;
     let narrow = || tensor.to_i32().map(|v| v.into_iter().map(i64::from).collect());
     tensor.to_i64().or_else(|_| narrow()).ok()
+}
+
+/// For each dimension the indices that a Slice takes, if all that says so is constant.
+pub(crate) fn slice_along(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<Vec<Vec<usize>>> {
+    let (node, proto) = (graph.node(id), graph.proto(id));
+    let is_there = |i: usize| node.inputs.get(i).is_some_and(Option::is_some);
+    // A list that newer versions have as an input and older ones as an attribute; `None` where it is not constant.
+    let list = |i: usize, name: &str| match is_there(i) {
+        true => constant_ints(graph, shapes, node.inputs.get(i)).map(Some),
+        false => Some(proto.ints(name).map(<[i64]>::to_vec)),
+    };
+    let (starts, ends) = (list(1, "starts")??, list(2, "ends")??);
+    let (axes, steps) = (list(3, "axes")?, list(4, "")?);
+    let first = shapes.of(node.inputs.first().copied().flatten()?)?;
+    sliced(first, &starts, &ends, axes.as_deref(), steps.as_deref()).ok()
 }
 
 /// Sizes after a Resize 10 to 19, or an Upsample 7 or 9, of which scales or sizes are constants.

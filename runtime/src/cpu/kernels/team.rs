@@ -156,6 +156,10 @@ impl Workers for Team {
         Team::pieces(self, out, size, work);
     }
 
+    fn parts(&mut self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+        Team::parts(self, parts, work);
+    }
+
     fn threads(&self) -> usize {
         Team::threads(self)
     }

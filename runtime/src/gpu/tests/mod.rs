@@ -144,6 +144,42 @@ fn check_case(devices: &mut [(String, Option<Device>)], name: &str, number: usiz
     left
 }
 
+/// Frame by frame the same results, one behind the other or one beside the other.
+#[test]
+fn runs_that_overlap_give_what_each_gives_alone() {
+    for (name, device) in devices() {
+        let model = cases::middling_case(1);
+        let shapes = model.shapes(&model.closed_inputs()).unwrap();
+        let wanted = model.graph().outputs().to_vec();
+        let cpu = plan(model.graph(), &shapes, &wanted, Isa::chosen().unwrap(), 2).unwrap();
+        let mut gpu = Gpu::of(cpu, device.unwrap(), Choices::default()).unwrap();
+        let first = inputs(&model);
+        let frame = |shift: usize| -> Vec<Tensor> {
+            let shifted = |tensor: &Tensor| {
+                let mut values = tensor.as_f32().unwrap().to_vec();
+                values.rotate_left(shift);
+                Tensor::f32(tensor.shape().to_vec(), values).unwrap()
+            };
+            first.iter().map(shifted).collect()
+        };
+        let frames: Vec<Vec<Tensor>> = (0..6).map(|i| frame(7 * i)).collect();
+        let frames: Vec<Vec<&Tensor>> = frames.iter().map(|frame| frame.iter().collect()).collect();
+        let alone: Vec<Vec<Tensor>> = frames.iter().map(|frame| gpu.run(frame).unwrap()).collect();
+        assert!(alone.windows(2).all(|pair| pair[0] != pair[1]), "frames that cannot be told apart");
+        for round in 0..2 {
+            assert!(gpu.begin(&frames[0]).unwrap(), "{name}: nothing overlaps");
+            for i in 1..frames.len() {
+                assert!(gpu.begin(&frames[i]).unwrap());
+                assert!(gpu.begin(&frames[0]).is_err(), "three at a time");
+                assert_eq!(gpu.finish().unwrap(), alone[i - 1], "{name}, round {round}, frame {}", i - 1);
+            }
+            // The last is nobody's; what comes next is not mixed up with it.
+            assert_eq!(gpu.run(&frames[3]).unwrap(), alone[3], "{name}, round {round}");
+            assert!(gpu.finish().is_err());
+        }
+    }
+}
+
 #[test]
 fn convolutions_are_exact() {
     let devices = &mut devices();

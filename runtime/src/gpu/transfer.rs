@@ -1,0 +1,271 @@
+//! Activations on their way between the two memories, and what carries them there and back: a [`Lane`]; and what is under
+//! way on the GPU: a [`Flight`].
+
+use std::{
+    iter,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+        mpsc::{self, Receiver},
+    },
+    time::Duration,
+};
+
+use super::{
+    device::Device,
+    program::{Phase, Program, Transfer},
+};
+use crate::cpu::{Cpu, View};
+
+/// How long a submission may take: software that plays a GPU needs seconds for large networks.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// The top bit of every byte: signed bytes and unsigned ones of the same meaning differ in it.
+const SIGN: u8 = 0x80;
+
+/// What the uploads and downloads of one run go through; runs that overlap have one each.
+pub(super) struct Lane {
+    /// For each phase what its uploads go through.
+    staging: Vec<Option<Staging>>,
+    /// Where downloads go; `None` if there are none.
+    readback: Option<wgpu::Buffer>,
+}
+
+impl Lane {
+    pub(super) fn new(device: &Device, program: &Program) -> Self {
+        let sizes = program.phases.iter().map(uploaded);
+        let staging = sizes.map(|size| (size > 0).then(|| Staging::new(device, size))).collect();
+        let longest = program.phases.iter().map(downloaded).max().unwrap_or(0);
+        let readback = (longest > 0).then(|| {
+            device.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: longest,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        });
+        Self { staging, readback }
+    }
+
+    /// Puts the uploads of phase `number` where the GPU finds them, and encodes the copies to their places.
+    pub(super) fn upload(
+        &mut self,
+        device: &Device,
+        encoder: &mut wgpu::CommandEncoder,
+        arena: &wgpu::Buffer,
+        (number, phase): (usize, &Phase),
+        cpu: &mut Cpu,
+    ) -> Result<(), String> {
+        let Some(staging) = self.staging.get_mut(number).and_then(Option::as_mut) else { return Ok(()) };
+        if !staging.mapped.load(Acquire) {
+            // A run before this one has failed, and what became of its submission nobody knows.
+            *staging = Staging::new(device, staging.buffer.size());
+        }
+        let mut view = staging.buffer.slice(..).get_mapped_range_mut().map_err(|e| e.to_string())?;
+        let mut at = 0;
+        for transfer in &phase.uploads {
+            let bytes = length(transfer);
+            pack(cpu, transfer, view.slice(at..at + bytes));
+            let (from, to) = (&staging.buffer, transfer.at as u64);
+            encoder.copy_buffer_to_buffer(from, at as u64, arena, to, bytes as u64);
+            at += bytes;
+        }
+        drop(view);
+        staging.mapped.store(false, Release);
+        staging.buffer.unmap();
+        staging.map_after(encoder);
+        Ok(())
+    }
+
+    /// Encodes the copies of a phase's downloads, and submits all that is encoded.
+    pub(super) fn submit(
+        &self,
+        device: &Device,
+        mut encoder: wgpu::CommandEncoder,
+        arena: &wgpu::Buffer,
+        phase: &Phase,
+    ) -> Option<Flight> {
+        let (Some(readback), false) = (&self.readback, phase.downloads.is_empty()) else {
+            device.queue.submit([encoder.finish()]);
+            return None;
+        };
+        let mut end = 0;
+        for transfer in &phase.downloads {
+            let bytes = length(transfer) as u64;
+            encoder.copy_buffer_to_buffer(arena, transfer.at as u64, readback, end, bytes);
+            end += bytes;
+        }
+        Some(Flight::start(device, encoder, readback, end))
+    }
+
+    /// Waits for what [`Lane::submit`] gave, says so, and takes a phase's downloads over.
+    pub(super) fn land(
+        &self,
+        device: &Device,
+        flight: Option<Flight>,
+        phase: &Phase,
+        cpu: &mut Cpu,
+        landed: impl FnOnce(),
+    ) -> Result<(), String> {
+        let (Some(readback), Some(flight)) = (&self.readback, flight) else {
+            return device.fault().map_or(Ok(()), Err);
+        };
+        flight.land(device, readback, |bytes| {
+            landed();
+            let mut at = 0;
+            for transfer in &phase.downloads {
+                unpack(cpu, transfer, &bytes[at..at + length(transfer)]);
+                at += length(transfer);
+            }
+        })
+    }
+}
+
+/// A submission whose results will be read.
+pub(super) struct Flight {
+    index: wgpu::SubmissionIndex,
+    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+    end: u64,
+}
+
+impl Flight {
+    /// Submits what was encoded; the first `end` bytes of a buffer that can be mapped are to be read.
+    pub(super) fn start(
+        device: &Device,
+        encoder: wgpu::CommandEncoder,
+        readback: &wgpu::Buffer,
+        end: u64,
+    ) -> Self {
+        let (done, mapped) = mpsc::channel();
+        encoder.map_buffer_on_submit(readback, wgpu::MapMode::Read, 0..end, move |result| {
+            // Whoever waited has given up if this fails.
+            done.send(result).ok();
+        });
+        let index = device.queue.submit([encoder.finish()]);
+        Self { index, mapped, end }
+    }
+
+    /// Waits for it, and shows the bytes.
+    pub(super) fn land<T>(
+        self,
+        device: &Device,
+        readback: &wgpu::Buffer,
+        show: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, String> {
+        let wait = wgpu::PollType::Wait { submission_index: Some(self.index), timeout: Some(WAIT_MAX) };
+        device.device.poll(wait).map_err(|e| e.to_string())?;
+        if let Some(fault) = device.fault() {
+            return Err(fault);
+        }
+        let mapped = self.mapped.try_recv().map_err(|_| "the GPU did not give its results back")?;
+        mapped.map_err(|e| e.to_string())?;
+        let bytes = readback.slice(0..self.end).get_mapped_range().map_err(|e| e.to_string())?;
+        let shown = show(&bytes);
+        drop(bytes);
+        readback.unmap();
+        Ok(shown)
+    }
+}
+
+/// Memory that the host writes and the GPU copies from. It stays mapped except from a submission until that is done.
+struct Staging {
+    buffer: wgpu::Buffer,
+    mapped: Arc<AtomicBool>,
+}
+
+impl Staging {
+    fn new(device: &Device, size: u64) -> Self {
+        let buffer = device.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        });
+        Self { buffer, mapped: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// Maps it again once what is being encoded is done.
+    fn map_after(&self, encoder: &wgpu::CommandEncoder) {
+        let mapped = Arc::clone(&self.mapped);
+        encoder.map_buffer_on_submit(&self.buffer, wgpu::MapMode::Write, .., move |result| {
+            mapped.store(result.is_ok(), Release);
+        });
+    }
+}
+
+pub(super) fn uploaded(phase: &Phase) -> u64 {
+    phase.uploads.iter().map(length).sum::<usize>() as u64
+}
+
+pub(super) fn downloaded(phase: &Phase) -> u64 {
+    phase.downloads.iter().map(length).sum::<usize>() as u64
+}
+
+/// Bytes from the first pixel's to the last's, what lies between them and what fills up words included.
+fn length(transfer: &Transfer) -> usize {
+    let spot = &transfer.spot;
+    ((spot.shape.pixels() - 1) * spot.stride + spot.shape.c).next_multiple_of(4)
+}
+
+/// What is packed by one thread at a time.
+const BLOCK: usize = 1 << 16;
+
+fn pack(cpu: &mut Cpu, transfer: &Transfer, to: wgpu::WriteOnly<'_, [u8]>) {
+    let Transfer { place, spot, .. } = transfer;
+    let channels = place.shape.c;
+    let pixels_done = |bytes: usize| bytes / spot.stride;
+    if to.len() < 2 * BLOCK || !BLOCK.is_multiple_of(spot.stride) {
+        let view = cpu.bytes(place);
+        return pack_part(channels, view, to, spot.stride);
+    }
+    // Each block is written by whoever gets it.
+    let (blocks, rest) = to.into_chunks::<BLOCK>();
+    let blocks: Vec<_> = blocks.into_iter().map(|block| Mutex::new(Some(block))).collect();
+    cpu.share(place, blocks.len(), &|number, view| {
+        let block = blocks[number].lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(block) = block {
+            let view = view.after(pixels_done(number * BLOCK));
+            pack_part(channels, view, block.into(), spot.stride);
+        }
+    });
+    if !rest.is_empty() {
+        let view = cpu.bytes(place).after(pixels_done(blocks.len() * BLOCK));
+        pack_part(channels, view, rest, spot.stride);
+    }
+}
+
+/// Fills `to`, in which from one pixel to the next are `to_stride` bytes, with what a view begins with.
+fn pack_part(channels: usize, view: View<'_>, mut to: wgpu::WriteOnly<'_, [u8]>, to_stride: usize) {
+    let View { bytes: from, stride: from_stride } = view;
+    if to_stride == from_stride {
+        let (bytes, count) = (from.iter().map(|byte| byte ^ SIGN), to.len());
+        return to.write_iter(bytes.chain(iter::repeat(0)).take(count));
+    }
+    if (channels, from_stride, to_stride) == (3, 3, 4) {
+        let pixels = from.as_chunks::<3>().0.iter();
+        let pixels = pixels.map(|[a, b, c]| [a ^ SIGN, b ^ SIGN, c ^ SIGN, 0]);
+        let (groups, _) = to.into_chunks::<4>();
+        let count = groups.len();
+        return groups.write_iter(pixels.take(count));
+    }
+    for from in from.chunks(from_stride).take(to.len().div_ceil(to_stride)) {
+        let count = to_stride.min(to.len());
+        let (own, others) = to.split_at(count);
+        let bytes = from[..channels].iter().map(|byte| byte ^ SIGN);
+        own.write_iter(bytes.chain(iter::repeat(0)).take(count));
+        to = others;
+    }
+}
+
+fn unpack(cpu: &mut Cpu, transfer: &Transfer, from: &[u8]) {
+    let Transfer { place, spot, .. } = transfer;
+    let channels = place.shape.c;
+    let stride = place.stride;
+    let view = cpu.bytes_mut(place);
+    for (to, from) in view.bytes.chunks_mut(stride).zip(from.chunks(spot.stride)) {
+        to.iter_mut().zip(&from[..channels]).for_each(|(to, from)| *to = from ^ SIGN);
+    }
+}
