@@ -158,6 +158,9 @@ pub fn tune(
         choices.known = kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect();
         let mut gpu = Gpu::of(cpu, device, choices)?;
         let mut cpu = subject.sketch(Sources::Dropped)?.build(threads)?;
+        let inputs: Vec<&Tensor> = subject.inputs.iter().collect();
+        let same = agree(&cpu.run(&inputs)?, &gpu.run(&inputs)?);
+        same.map_err(|why| format!("the GPU computes wrong: {why}"))?;
         let (gpu_ms, cpu_ms) = subject.compare([&mut gpu, &mut cpu], clock)?;
         let engine = if gpu_ms < cpu_ms { "gpu" } else { "cpu" }.into();
         let model = model_name.into();
@@ -248,6 +251,7 @@ impl Subject<'_> {
     fn compare(&self, mut engines: [&mut dyn Engine; 2], clock: &Clock) -> Result<(f64, f64), String> {
         /// A GPU takes a while until its clocks are up, and whoever runs frame after frame has them up.
         const WARM: Duration = Duration::from_millis(150);
+        const WARM_RUNS_MAX: usize = 200;
         const RUNS: usize = 10;
         const ROUNDS: usize = 3;
         const ENOUGH: Duration = Duration::from_secs(3);
@@ -256,17 +260,18 @@ impl Subject<'_> {
         let mut times = [vec![], vec![]];
         for _ in 0..ROUNDS {
             for (engine, times) in engines.iter_mut().zip(&mut times) {
-                let (begin, mut counted) = (clock.now(), 0);
-                while counted < RUNS {
+                let begin = clock.now();
+                let mut counted = 0;
+                for run in 0..WARM_RUNS_MAX + RUNS {
                     let start = clock.now();
                     engine.run(&inputs)?;
                     let now = clock.now();
                     // The last of a slow engine counts, too.
-                    if start.saturating_sub(begin) >= WARM || now > end {
+                    if start.saturating_sub(begin) >= WARM || run >= WARM_RUNS_MAX || now > end {
                         times.push(now.saturating_sub(start));
                         counted += 1;
                     }
-                    if now > end {
+                    if now > end || counted == RUNS {
                         break;
                     }
                 }
