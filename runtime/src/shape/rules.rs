@@ -253,7 +253,7 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
         }
         "Unsqueeze" => one(list(1, "axes").and_then(|axes| unsqueezed(first, &axes).ok())),
         "Gather" => {
-            let d = axis(proto.int("axis").unwrap_or(0), first.len()).filter(|d| *d < first.len());
+            let d = axis(proto.int("axis").unwrap_or(0), first.len());
             one(d.zip(input(1)).map(|(d, indices)| [&first[..d], indices, &first[d + 1..]].concat()))
         }
         op if op.starts_with("Reduce") => {
@@ -261,8 +261,9 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             if axes.is_none() && node.inputs.get(1).is_some_and(Option::is_some) {
                 return Ok(vec![]);
             }
+            // A scalar may be reduced along its axis 0.
             let axes: Option<Vec<usize>> =
-                axes.unwrap_or_default().iter().map(|a| axis(*a, first.len())).collect();
+                axes.unwrap_or_default().iter().map(|a| axis(*a, first.len().max(1))).collect();
             let Some(axes) = axes else { return Ok(vec![]) };
             if axes.is_empty() && proto.int("noop_with_empty_axes") == Some(1) {
                 return one(Some(first.to_vec()));
@@ -273,7 +274,7 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             one(Some((0..first.len()).filter_map(dim).collect()))
         }
         "ArgMax" | "ArgMin" => {
-            let Some(d) = axis(proto.int("axis").unwrap_or(0), first.len()) else { return Ok(vec![]) };
+            let Some(d) = axis(proto.int("axis").unwrap_or(0), first.len().max(1)) else { return Ok(vec![]) };
             let keeps = proto.int("keepdims").unwrap_or(1) != 0;
             let dim = |i: usize| if i == d { keeps.then_some(1) } else { Some(first[i]) };
             one(Some((0..first.len()).filter_map(dim).collect()))

@@ -12,7 +12,7 @@ use crate::{
 
 pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
     let axis = if axis < 0 { axis.checked_add(rank as i64)? } else { axis };
-    usize::try_from(axis).ok().filter(|a| *a < rank.max(1))
+    usize::try_from(axis).ok().filter(|a| *a < rank)
 }
 
 /// Two dimensions: those before the axis together, and the rest. The axis may stand behind the last dimension, but a
