@@ -86,10 +86,9 @@ pub(crate) fn gpu(options: &GpuOptions) -> Result<()> {
     };
     let stripped = pack.join("andon-agent");
     shell::run("pack", Command::new("strip").arg("-o").arg(&stripped).arg(&agent))?;
-    let compressed = Command::new("gzip").arg("-9c").arg(&stripped).output().context("cannot start gzip")?;
+    let compress = "import lzma, sys; open(sys.argv[1] + '.xz', 'wb').write(lzma.compress(open(sys.argv[1], 'rb').read()))";
+    shell::run("pack", Command::new(shell::python()?).args(["-c", compress]).arg(&stripped))?;
     fs::remove_file(&stripped).context("cannot remove the agent's copy")?;
-    ensure!(compressed.status.success(), "gzip: {}", String::from_utf8_lossy(&compressed.stderr));
-    fs::write(pack.join("andon-agent.gz"), compressed.stdout)?;
     let mut params = script("gpu/params.py", &["requirements.txt", "requirements-gpu.txt"])?;
     shell::run("ncnn", params.arg("--out").arg(pack.join("ncnn")))?;
     let models = networks()?;

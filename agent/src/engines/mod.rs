@@ -20,7 +20,9 @@ use std::{
 };
 
 use andon_protocol::{Digest, tuf::UtcTime};
-use andon_runtime::{AdapterKey, EngineChoice, Model, Tuning, chosen_gpu, has_gpu_steps, tune};
+use andon_runtime::{
+    AdapterKey, EngineChoice, Model, PipelineCache, Tuning, chosen_gpu, has_gpu_steps, tune,
+};
 
 use crate::clock::Clock;
 use decide::{Blocked, Decision, Gpu, Kept, Known, decide};
@@ -52,6 +54,8 @@ pub struct Engines {
 pub struct Choice {
     pub engine: EngineChoice,
     pub tuning: Option<Arc<Tuning>>,
+    /// What the GPU's driver has compiled before.
+    pub pipelines: Option<Arc<PipelineCache>>,
     pub threads: usize,
     /// The GPU, if it is one.
     pub gpu: Option<Gpu>,
@@ -110,7 +114,16 @@ impl Engines {
             self.try_out(&gpu.key, None);
         }
         let tuning = tuning.filter(|_| gpu.is_some()).map(|kept| Arc::new(kept.tuning));
-        Choice { engine, tuning, threads: THREADS, gpu, why: short(&why) }
+        let pipelines = gpu.as_ref().map(|_| Arc::new(self.notes.pipelines()));
+        Choice { engine, tuning, pipelines, threads: THREADS, gpu, why: short(&why) }
+    }
+
+    /// Keeps what a driver has compiled since, for the next start.
+    pub fn keep(&self, pipelines: &PipelineCache) {
+        let Some(grown) = pipelines.take_grown() else { return };
+        if let Err(error) = self.notes.keep_pipelines(&grown) {
+            tracing::warn!(%error, "compiled kernels cannot be kept; they are compiled again at the next start");
+        }
     }
 
     /// The GPU that a choice is of has computed something and the process lives: what it computes is another's concern.

@@ -1,5 +1,6 @@
 //! What a device knows of its GPU, in a folder that a person can read: for each network `DIGEST.json` with what was
-//! measured, `blocked.json`, and `trying.json` while a driver is tried.
+//! measured, `blocked.json`, and `trying.json` while a driver is tried; beside them `pipelines.bin`, kernels as the driver
+//! compiled them.
 //!
 //! Invariants: files are replaced whole, reads are bounded; what is damaged counts as not there and is told once; the
 //! folder keeps at most [`NETWORKS_MAX`] networks and [`BLOCKED_MAX`] drivers, the newest.
@@ -11,7 +12,7 @@ use std::{
 };
 
 use andon_protocol::Digest;
-use andon_runtime::AdapterKey;
+use andon_runtime::{AdapterKey, PipelineCache};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::decide::{Blocked, Kept};
@@ -27,6 +28,7 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 
 const BLOCKED: &str = "blocked.json";
 const TRYING: &str = "trying.json";
+const PIPELINES: &str = "pipelines.bin";
 
 pub struct Notes {
     disk: Arc<dyn Disk>,
@@ -107,6 +109,25 @@ impl Notes {
     /// The driver has come through.
     pub(super) fn tried(&self) -> io::Result<()> {
         self.disk.remove(&self.folder.join(TRYING))
+    }
+
+    /// What a driver has compiled, as far as it can be read.
+    pub(super) fn pipelines(&self) -> PipelineCache {
+        let path = self.folder.join(PIPELINES);
+        match self.disk.read(&path, PipelineCache::BYTES_MAX as u64) {
+            Ok(saved) => PipelineCache::new(&saved),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(path = %path.display(), %error, "kernels are compiled anew");
+                }
+                PipelineCache::default()
+            }
+        }
+    }
+
+    pub(super) fn keep_pipelines(&self, saved: &[u8]) -> io::Result<()> {
+        self.disk.create_folder(&self.folder)?;
+        files::replace(&*self.disk, &self.folder.join(PIPELINES), saved)
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {

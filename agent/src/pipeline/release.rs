@@ -59,7 +59,7 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     file.let_go(&file);
     let model_error = |error| LoadReleaseError::Model { path: path.clone(), error };
     let model = Model::open(&file, &limits).map_err(model_error)?;
-    let Choice { engine, tuning, threads, gpu, why } =
+    let Choice { engine, tuning, pipelines, threads, gpu, why } =
         engines.choose(&model, &digest, &Classifier::input_shapes(&manifest));
     // A GPU that fails costs no frame; what happened to it is told.
     let clock = SystemClock::new();
@@ -69,10 +69,14 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
         policy.least_wait = SOFTWARE_LEAST_WAIT;
     }
     let guarding = Some(Guarding { policy, clock });
-    let options = SessionOptions { engine, threads, tuning, guarding, ..Default::default() };
+    let kept = pipelines.clone();
+    let options = SessionOptions { engine, threads, tuning, pipelines, guarding, ..Default::default() };
     let classifier = Classifier::new(&model, &manifest, options).map_err(model_error)?;
     if gpu.is_some() {
         engines.tried();
+    }
+    if let Some(pipelines) = kept {
+        engines.keep(&pipelines);
     }
     let mut judge = Chosen::new(classifier, gpu, Arc::clone(engines), why);
     let engine = judge.take_engine().unwrap_or_default();

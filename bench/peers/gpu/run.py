@@ -11,8 +11,8 @@ networks have the same layers and no weights (zeros), which take the same time.
 
 import argparse
 import ast
-import gzip
 import json
+import lzma
 import pathlib
 import random
 import statistics
@@ -33,7 +33,7 @@ GOAL = 0.7
 
 def agent(folder):
     program = folder / "andon-agent"
-    program.write_bytes(gzip.decompress((HERE / "andon-agent.gz").read_bytes()))
+    program.write_bytes(lzma.decompress((HERE / "andon-agent.xz").read_bytes()))
     program.chmod(0o755)
     return program
 
@@ -64,7 +64,7 @@ def read_npz(path):
     return arrays
 
 
-def parity(program, name, folder):
+def parity(program, name, folder, tuning=()):
     """How many bytes of all quantised tensors the GPU has otherwise than the CPU, and by how much at most."""
     size = MODELS[name]
     image, results = folder / "image.npy", {}
@@ -73,7 +73,7 @@ def parity(program, name, folder):
     for engine in ("cpu", "gpu"):
         out = folder / f"{engine}.npz"
         code, _, error = call([program, "run", "--model", HERE / f"{name}.onnx", "--input", image, "--output", out,
-                               "--all-tensors", "--engine", engine])
+                               "--all-tensors", "--engine", engine, *(tuning if engine == "gpu" else ())])
         if code:
             return {"model": name, "error": f"{engine}: {error[-500:]}"}
         results[engine] = read_npz(out)
@@ -100,7 +100,9 @@ def measure(program, contender, name, args):
     else:
         command = [program, "bench", *options, "--engine", contender.split()[1]]
         command += ["--threads", args.threads]
-        command += tuned(args.site.parent, name) if contender == GPU else []
+        if contender == GPU:
+            folder = args.site.parent
+            command += [*tuned(folder, name), "--stream", "--pipelines", folder / f"{name}.pipelines"]
     code, out, error = call(command)
     lines = [line for line in out.splitlines() if line.startswith("{")]
     if code or not lines:
@@ -128,6 +130,11 @@ def contest(program, name, args):
             continue
         line |= {"median_ms": statistics.median(r["median_ms"] for r in results),
                  "min_ms": min(r["min_ms"] for r in results)}
+        # The first start has a driver compile, later ones take what it kept.
+        line |= {"first_load_ms": results[0].get("load_ms"),
+                 "load_ms": statistics.median(r["load_ms"] for r in results[1:] or results)}
+        if contender == GPU:
+            line["stream_ms"] = statistics.median(r["stream_ms"] for r in results)
         line |= {k: v for k, v in results[-1].items() if k not in line and not k.startswith(("resident", "peak"))}
         for peer in PEERS:
             if contender == GPU and not any("error" in r for r in rounds[peer]):
@@ -211,6 +218,9 @@ def main():
                                           "--json", "--out", folder / f"{name}.tuning.json"], 300)
                 report["tuning"].append({"model": name} | (json.loads(out) if out.startswith("{") else {"error": error[-1000:]}))
                 print(json.dumps(report["tuning"][-1])[:2000], flush=True)
+                # Other kernels than before.
+                report["parity"].append(parity(program, name, folder, tuned(folder, name)) | {"kernels": "tuned"})
+                print(json.dumps(report["parity"][-1]), flush=True)
                 save()
         report["results"], report["steps"] = [], {}
         for name in args.only:

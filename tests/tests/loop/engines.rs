@@ -89,8 +89,8 @@ async fn a_gpu_gives_the_same_verdicts_frame_by_frame() {
         let all = [&rig.agent, &other].map(|agent| verdicts(agent, FRAMES));
         Ok(all.iter().all(|lines| lines.len() == FRAMES).then_some(all))
     };
-    let [cpu, gpu] = rig.wait("verdicts", judged).await;
-    for (cpu, gpu) in cpu.iter().zip(&gpu) {
+    let [here, there] = rig.wait("verdicts", judged).await;
+    for (cpu, gpu) in here.iter().zip(&there) {
         assert_eq!(cpu, gpu);
         assert_eq!(cpu["reason"], Value::Null, "{cpu}");
     }
@@ -99,6 +99,11 @@ async fn a_gpu_gives_the_same_verdicts_frame_by_frame() {
     assert!(on_cpu.starts_with("cpu: asked for by "), "{on_cpu}");
     assert!(on_gpu.starts_with("gpu: asked for by "), "{on_gpu}");
     assert_eq!(faults(&rig, &other).await, Vec::<String>::new());
+    // What the driver compiled is there for the next start, where it is a driver that gives it away.
+    let list: Value = serde_json::from_str(&gpu(&["--list", "--json"], &other)).unwrap();
+    let first = &list["adapters"][0];
+    let keeps = first["features"].as_array().unwrap().iter().any(|feature| feature == "pipeline cache");
+    assert_eq!(other.data_dir().join("tuning").join("pipelines.bin").is_file(), keeps, "{first}");
 }
 
 #[tokio::test]
