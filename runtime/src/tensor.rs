@@ -101,6 +101,16 @@ impl Tensor {
         Self { shape: dims.to_vec(), data: Data::Bool(vec![]) }
     }
 
+    /// Becomes another's copy, in the memory that it has where that is of the same type.
+    pub(crate) fn assign(&mut self, other: &Self) {
+        self.shape.clone_from(&other.shape);
+        match (&mut self.data, &other.data) {
+            (Data::F32(own), Data::F32(other)) => own.clone_from(other),
+            (Data::U8(own), Data::U8(other)) => own.clone_from(other),
+            (own, other) => *own = other.clone(),
+        }
+    }
+
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }

@@ -402,6 +402,9 @@ struct Worker {
     name: &'static str,
     jobs: Sender<Vec<Tensor>>,
     results: Receiver<Result<Vec<Tensor>, String>>,
+    /// Where inputs come back from, and the ones that did: the next ones are copied over them.
+    used: Receiver<Vec<Tensor>>,
+    spare: Vec<Tensor>,
 }
 
 impl Worker {
@@ -409,25 +412,35 @@ impl Worker {
         let name = engine.name();
         let (jobs, inbox) = mpsc::channel::<Vec<Tensor>>();
         let (outbox, results) = mpsc::channel();
+        let (back, used) = mpsc::channel();
         let work = move || {
             while let Ok(inputs) = inbox.recv() {
-                let inputs: Vec<&Tensor> = inputs.iter().collect();
-                let result = guarded(|| engine.run(&inputs));
+                let result = guarded(|| engine.run(&inputs.iter().collect::<Vec<_>>()));
                 let failed = result.is_err();
-                if outbox.send(result).is_err() || failed {
+                // Before the result, so that they are there when the next run asks for them.
+                if back.send(inputs).is_err() || outbox.send(result).is_err() || failed {
                     return;
                 }
             }
         };
         let started = thread::Builder::new().name(format!("andon-{name}")).spawn(work);
-        started.map(|_| Self { name, jobs, results }).map_err(|e| format!("no thread for it: {e}"))
+        started
+            .map(|_| Self { name, jobs, results, used, spare: vec![] })
+            .map_err(|e| format!("no thread for it: {e}"))
     }
 
     fn run(&mut self, inputs: &[&Tensor], wait: Duration) -> Result<Vec<Tensor>, (Failure, String)> {
         let ended = || (Failure::Error, "its thread has ended".to_owned());
-        self.jobs.send(inputs.iter().map(|tensor| (*tensor).clone()).collect()).map_err(|_| ended())?;
+        let mut own = std::mem::take(&mut self.spare);
+        own.truncate(inputs.len());
+        own.iter_mut().zip(inputs).for_each(|(own, input)| own.assign(input));
+        own.extend(inputs[own.len()..].iter().map(|input| (*input).clone()));
+        self.jobs.send(own).map_err(|_| ended())?;
         match self.results.recv_timeout(wait) {
-            Ok(result) => result.map_err(|reason| (Failure::Error, reason)),
+            Ok(result) => {
+                self.spare = self.used.try_recv().unwrap_or_default();
+                result.map_err(|reason| (Failure::Error, reason))
+            }
             Err(RecvTimeoutError::Disconnected) => Err(ended()),
             Err(RecvTimeoutError::Timeout) => {
                 Err((Failure::Late, format!("no result after {} ms", wait.as_millis())))
@@ -555,6 +568,16 @@ mod tests {
             assert_eq!((bench.guard.name(), bench.made.load(SeqCst)), ("gpu", 2));
             assert_eq!(bench.guard.take_events(), [GuardEvent::Restored]);
         }
+    }
+
+    #[test]
+    fn each_run_has_its_own_inputs() {
+        let mut bench = bench(GuardPolicy { compare_every: 0, ..quick() });
+        for values in [&[1.0, 2.0][..], &[3.0, 4.0], &[5.0], &[6.0, 7.0, 8.0], &[]] {
+            let doubled: Vec<f32> = values.iter().map(|v| v * 2.0).collect();
+            assert_eq!(bench.guard.run(&[&tensor(values)]).unwrap(), [tensor(&doubled)]);
+        }
+        assert_eq!(bench.guard.name(), "gpu");
     }
 
     #[test]
