@@ -48,6 +48,9 @@ pub struct SessionOptions {
     pub engine: EngineChoice,
     /// Threads of one run, the caller's included: an upper bound. Engine `tract` uses one.
     pub threads: usize,
+    /// Keeps each thread but the caller's on one processor, where the system does that. For machines that run nothing else:
+    /// beside other work a pinned thread waits where another would move.
+    pub pin_threads: bool,
     /// Refuses a network whose constants and largest set of live values are estimated to need more.
     pub memory_limit_bytes: u64,
     /// Shapes for inputs whose size the file leaves open.
@@ -83,6 +86,7 @@ impl Default for SessionOptions {
         Self {
             engine: EngineChoice::Auto,
             threads: 1,
+            pin_threads: false,
             memory_limit_bytes: 2 << 30,
             input_shapes: vec![],
             extra_outputs: vec![],
@@ -137,6 +141,7 @@ pub(crate) struct Request<'a> {
     pub(crate) shapes: &'a Shapes,
     pub(crate) outputs: &'a [ValueId],
     pub(crate) threads: usize,
+    pub(crate) pinned: bool,
     pub(crate) pictures: Option<&'a Pictures>,
     pub(crate) tuning: Option<&'a Arc<Tuning>>,
     pub(crate) pipelines: Option<&'a Arc<PipelineCache>>,
@@ -199,6 +204,7 @@ impl Session {
             shapes: &shapes,
             outputs: &outputs,
             threads: options.threads,
+            pinned: options.pin_threads,
             pictures: options.pictures.as_ref(),
             tuning: options.tuning.as_ref(),
             pipelines: options.pipelines.as_ref(),

@@ -31,6 +31,9 @@ pub(crate) struct EngineArgs {
     /// Threads that the engine may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: u16,
+    /// Keep each thread but the first on one processor
+    #[arg(long)]
+    pub(crate) pin: bool,
     /// What `tune` has found out about this network on this device
     #[arg(long, value_name = "FILE")]
     pub(crate) tuning: Option<PathBuf>,
@@ -52,7 +55,8 @@ impl EngineArgs {
             anyhow::Ok(Arc::new(PipelineCache::new(&saved)))
         });
         let (engine, threads, pipelines) = (self.engine, usize::from(self.threads), pipelines.transpose()?);
-        Ok(SessionOptions { engine, threads, tuning, pipelines, ..Default::default() })
+        let pin_threads = self.pin;
+        Ok(SessionOptions { engine, threads, pin_threads, tuning, pipelines, ..Default::default() })
     }
 
     /// Saves what a GPU's driver has compiled since.

@@ -141,6 +141,14 @@ impl Cpu {
         self
     }
 
+    /// Keeps each of the threads that it made on one processor.
+    pub(crate) fn pinned(self, pinned: bool) -> Self {
+        if pinned {
+            self.team.pin();
+        }
+        self
+    }
+
     pub(crate) fn summary(&self) -> Summary {
         let step = |step: &plan::Step| {
             let (kind, read, place): (_, &[Place], _) = match &step.work {

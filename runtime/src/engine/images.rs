@@ -266,6 +266,7 @@ mod tests {
                     shapes: &shapes,
                     outputs: &outputs,
                     threads: 1,
+                    pinned: false,
                     pictures: None,
                     tuning: None,
                     guarding: None,

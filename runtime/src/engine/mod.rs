@@ -99,8 +99,8 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         let trusted = build(EngineChoice::Auto, &Request { tuning: None, ..*request })?;
         let (model, inputs, outputs) =
             (request.model.clone(), request.inputs.to_vec(), request.outputs.to_vec());
-        let (threads, pictures, tuning, pipelines) =
-            (request.threads, request.pictures.cloned(), request.tuning.cloned(), request.pipelines.cloned());
+        let (threads, pinned, pictures) = (request.threads, request.pinned, request.pictures.cloned());
+        let (tuning, pipelines) = (request.tuning.cloned(), request.pipelines.cloned());
         let make = move || {
             let shapes = model.shapes(&inputs).map_err(|e| e.to_string())?;
             let (inputs, outputs) = (&inputs, &outputs);
@@ -110,6 +110,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
                 shapes: &shapes,
                 outputs,
                 threads,
+                pinned,
                 pictures: pictures.as_ref(),
                 tuning: tuning.as_ref(),
                 pipelines: pipelines.as_ref(),
@@ -145,7 +146,7 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
     let pictures = request.pictures.filter(|_| is_real);
     let sketch = || Sketch::new(graph, shapes, outputs, isa).map_err(|reason| failed("cpu", reason));
     let cpu = |sketch: Sketch<'_>| {
-        let cpu = sketch.build(threads).map(|cpu| cpu.with_pictures(pictures));
+        let cpu = sketch.build(threads).map(|cpu| cpu.with_pictures(pictures).pinned(request.pinned));
         cpu.map(|cpu| Box::new(cpu) as Box<dyn Engine>).map_err(|reason| failed("cpu", reason))
     };
     let tract = || {
@@ -158,7 +159,7 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
         EngineChoice::Gpu => {
             let (tuning, pipelines) = (request.tuning.map(|t| &**t), request.pipelines);
             let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads, tuning, pipelines);
-            let gpu = gpu.map(|gpu| gpu.with_pictures(pictures));
+            let gpu = gpu.map(|gpu| gpu.with_pictures(pictures).pinned(request.pinned));
             gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
         }
         EngineChoice::Tract => tract(),

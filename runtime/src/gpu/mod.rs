@@ -140,6 +140,11 @@ impl Gpu {
         Self { cpu: self.cpu.with_pictures(pictures), ..self }
     }
 
+    /// Keeps each of the threads of the CPU's steps on one processor.
+    pub(crate) fn pinned(self, pinned: bool) -> Self {
+        Self { cpu: self.cpu.pinned(pinned), ..self }
+    }
+
     pub(crate) fn dispatches(&self) -> usize {
         self.program.phases.iter().map(|phase| phase.dispatches.len()).sum()
     }

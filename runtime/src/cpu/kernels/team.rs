@@ -43,6 +43,8 @@ struct Shared {
     next: Vec<Next>,
     panicked: AtomicBool,
     stop: AtomicBool,
+    /// Each of the others stays on a processor of its own from its next job on.
+    pinned: AtomicBool,
     /// By thread.
     parked: Vec<AtomicBool>,
 }
@@ -75,6 +77,7 @@ impl Team {
             next: (0..=others).map(|_| Next::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            pinned: AtomicBool::new(false),
             parked: (0..others).map(|_| AtomicBool::new(false)).collect(),
         });
         let start = |index: usize| {
@@ -83,6 +86,12 @@ impl Team {
         };
         let others = (0..others).map_while(|index| start(index).ok()).collect();
         Self { isa, shared, others }
+    }
+
+    /// Keeps each thread but the caller's on one processor of those that it may use, where the system does that: the next
+    /// one for the next thread, the first for the caller, who pins itself if it wants to.
+    pub(crate) fn pin(&self) {
+        self.shared.pinned.store(true, Relaxed);
     }
 
     pub(crate) fn isa(&self) -> Isa {
@@ -217,9 +226,13 @@ impl Shared {
 
     /// What each of the other threads does.
     fn serve(&self, index: usize) {
-        let mut last = 0;
+        let (mut last, mut pinned) = (0, false);
         while let Some(number) = self.join(index, last) {
             last = number;
+            if !pinned && self.pinned.load(Relaxed) {
+                pinned = true;
+                stay_on(index + 1);
+            }
             // Safety: having joined, this thread may read the job.
             if let Some(job) = unsafe { *self.job.get() }
                 && catch_unwind(AssertUnwindSafe(|| self.take(job, index + 1))).is_err()
@@ -260,6 +273,39 @@ impl Shared {
     }
 }
 
+/// Keeps this thread on the processor of that number, counted round among those that it may use. Where that is refused it
+/// works as well.
+#[cfg(target_os = "linux")]
+fn stay_on(number: usize) {
+    let allowed = processors();
+    if allowed.is_empty() {
+        return;
+    }
+    // Safety: a set of processors is plain bits, of which none is a valid value; the call gets a pointer to one and its
+    // size, and 0 is the thread that calls.
+    unsafe {
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(allowed[number % allowed.len()], &mut one);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const one);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn stay_on(_: usize) {}
+
+/// That this thread may use.
+#[cfg(target_os = "linux")]
+fn processors() -> Vec<usize> {
+    // Safety: as above; the set is read only where the call has filled it.
+    unsafe {
+        let mut all: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut all) != 0 {
+            return vec![];
+        }
+        (0..libc::CPU_SETSIZE as usize).filter(|number| libc::CPU_ISSET(*number, &all)).collect()
+    }
+}
+
 /// Whether a job other than `last` may be joined.
 fn is_new(state: u64, last: u64) -> bool {
     state & OPEN != 0 && state / JOB != last
@@ -297,6 +343,36 @@ mod tests {
                 assert!(counts.iter().all(|count| count.load(Relaxed) == 1), "{counts:?}");
             }
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pinned_threads_stay_where_they_are() {
+        let (mut team, own) = (Team::new(Isa::Scalar, 3), processors());
+        let me = thread::current().id();
+        let seen = std::sync::Mutex::new(vec![]);
+        let look = |team: &mut Team| {
+            // Parts end only when there are as many threads at work.
+            let there = AtomicUsize::new(0);
+            team.parts(3, &|_| {
+                there.fetch_add(1, SeqCst);
+                while there.load(SeqCst) < 3 {
+                    thread::yield_now();
+                }
+                if thread::current().id() != me {
+                    seen.lock().unwrap().push(processors());
+                }
+            });
+            std::mem::take(&mut *seen.lock().unwrap())
+        };
+        assert_eq!(look(&mut team), [own.clone(), own.clone()]);
+        team.pin();
+        let mut pinned = look(&mut team);
+        pinned.sort();
+        let mut expected = [1, 2].map(|number| vec![own[number % own.len()]]);
+        expected.sort();
+        assert_eq!(pinned, expected);
+        assert_eq!(processors(), own, "the caller is nobody's to pin");
     }
 
     #[test]
