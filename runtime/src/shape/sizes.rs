@@ -68,6 +68,10 @@ pub(crate) fn slice_along(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<
     sliced(first, &starts, &ends, axes.as_deref(), steps.as_deref()).ok()
 }
 
+/// A size that no network may have: what asks for less than nothing, or for more than there can be, is refused by name,
+/// since other engines would try.
+const BEYOND: usize = usize::MAX;
+
 /// Sizes after a Resize 10 to 19, or an Upsample 7 or 9, of which scales or sizes are constants.
 pub(super) fn resize(graph: &Graph, shapes: &Shapes, id: NodeId, first: &[usize]) -> Shape {
     let (node, proto) = (graph.node(id), graph.proto(id));
@@ -82,7 +86,7 @@ pub(super) fn resize(graph: &Graph, shapes: &Shapes, id: NodeId, first: &[usize]
             return None;
         }
         for (d, to) in axes.iter().zip(&to) {
-            *dims.get_mut(*d)? = usize::try_from(*to).ok()?;
+            *dims.get_mut(*d)? = usize::try_from(*to).unwrap_or(BEYOND);
         }
         return (axes.len() == to.len()).then_some(dims);
     }
@@ -94,7 +98,7 @@ pub(super) fn resize(graph: &Graph, shapes: &Shapes, id: NodeId, first: &[usize]
     };
     for (d, scale) in axes.iter().zip(&scales) {
         let size = (*dims.get(*d)? as f64 * f64::from(*scale)).floor();
-        *dims.get_mut(*d)? = (0.0..1e9).contains(&size).then_some(size as usize)?;
+        *dims.get_mut(*d)? = if (0.0..1e9).contains(&size) { size as usize } else { BEYOND };
     }
     (axes.len() == scales.len()).then_some(dims)
 }
