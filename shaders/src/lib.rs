@@ -95,6 +95,13 @@ pub enum Variant {
     Mixed,
     Matrix,
     ChannelMean,
+    Softmax {
+        /// Threads that share the channels of a pixel; 1 needs no workgroup memory.
+        parts: u32,
+    },
+    Position {
+        parts: u32,
+    },
 }
 
 impl Variant {
@@ -112,7 +119,7 @@ impl Variant {
         match self {
             Self::Convolution { split, .. } => *split,
             Self::Tiled { .. } => self.lanes(),
-            Self::Mean { parts } => *parts,
+            Self::Mean { parts } | Self::Softmax { parts } | Self::Position { parts } => *parts,
             _ => 1,
         }
     }
@@ -163,6 +170,12 @@ impl Variant {
             Self::ChannelMean => {
                 (ChannelMeanParams::WGSL, &[stairs, include_str!("../wgsl/channel_mean.wgsl")], vec![])
             }
+            Self::Softmax { parts } => {
+                (SoftmaxParams::WGSL, &[stairs, include_str!("../wgsl/softmax.wgsl")], vec![("PARTS", parts)])
+            }
+            Self::Position { parts } => {
+                (PositionParams::WGSL, &[include_str!("../wgsl/position.wgsl")], vec![("PARTS", parts)])
+            }
             Self::Copy => (CopyParams::WGSL, &[include_str!("../wgsl/copy.wgsl")], vec![]),
         };
         let text = [&[params, common], texts].concat().join("\n");
@@ -200,6 +213,9 @@ impl Variant {
             Self::ChannelMean,
         ];
         all.extend([1, 8].map(|parts| Self::Mean { parts }));
+        for parts in [1, 16] {
+            all.extend([Self::Softmax { parts }, Self::Position { parts }]);
+        }
         all.push(Self::Depthwise { pixels: 1, window: None });
         for pixels in [1, 2, 4] {
             for (size, stride) in [(3, 1), (3, 2), (5, 1), (5, 2)] {

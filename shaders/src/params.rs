@@ -92,6 +92,18 @@ params! {
 }
 
 params! {
+    /// `stairs`: where the staircase of each distance from the greatest begins.
+    SoftmaxParams:
+    in_base in_stride channels out_base out_stride out_words pixels worth stairs
+}
+
+params! {
+    /// `flip`: what makes the best byte the greatest; `order`: what makes the best of equal ones the last.
+    PositionParams:
+    in_base in_stride channels out_base out_stride pixels flip order
+}
+
+params! {
     /// `count` words are assembled; all else is in bytes.
     CopyParams:
     in_base channel_step out_base out_stride channels pixels count

@@ -142,25 +142,8 @@ pub(super) enum Form {
     Real(Box<[f32; 256]>),
     /// The mean of each channel.
     Mean(Quantity),
-    /// Of each pixel the channel with its extreme.
-    Index(Extreme),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Extreme {
-    /// Otherwise the least.
-    pub(super) greatest: bool,
-    /// Of equal ones the last, otherwise the first.
-    pub(super) last: bool,
-}
-
-impl Extreme {
-    fn of(self, bytes: &[u8]) -> i64 {
-        let best = if self.greatest { bytes.iter().max() } else { bytes.iter().min() };
-        let is_best = |byte: &u8| Some(byte) == best;
-        let at = if self.last { bytes.iter().rposition(is_best) } else { bytes.iter().position(is_best) };
-        at.map_or(0, |at| at as i64)
-    }
+    /// Of each pixel a number, whose lowest byte is the first channel.
+    Index,
 }
 
 /// `(q - zero) * scale` for each byte.
@@ -185,7 +168,7 @@ impl Export {
                 Data::F32(self.gather(team, pool.list(count), shape, from, value))
             }
             Form::Mean(quantity) => Data::F32(means(shape, from, *quantity)),
-            Form::Index(extreme) => Data::I64(from.pixels(shape.c).map(|pixel| extreme.of(pixel)).collect()),
+            Form::Index => Data::I64(from.pixels(shape.c).map(number).collect()),
         };
         Tensor::new(self.dims.clone(), data).map_err(|e| e.to_string())
     }
@@ -282,6 +265,10 @@ pub(super) fn put(
     let to = out.get_mut(start..start + values.len()).ok_or("a piece that is larger than the whole")?;
     to.copy_from_slice(values);
     Tensor::f32(dims.to_vec(), out).map_err(|e| e.to_string())
+}
+
+fn number(bytes: &[u8]) -> i64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | i64::from(*byte))
 }
 
 fn means(shape: Shape, from: View<'_>, quantity: Quantity) -> Vec<f32> {

@@ -61,6 +61,15 @@ pub(crate) struct Window {
     pub(crate) before: [usize; 2],
 }
 
+/// Which channel of a pixel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extreme {
+    /// Otherwise the least.
+    pub(crate) greatest: bool,
+    /// Of equal ones the last, otherwise the first.
+    pub(crate) last: bool,
+}
+
 /// A function of bytes, or of one number.
 pub(crate) type OfBytes<'a> = Box<dyn Fn(u8, u8) -> u8 + 'a>;
 pub(crate) type OfSum<'a> = Box<dyn Fn(i32) -> u8 + 'a>;
@@ -137,6 +146,18 @@ pub(crate) enum Description<'a> {
         zeros: [i32; 2],
         byte: OfSum<'a>,
         table: Option<&'a [u8; 256]>,
+    },
+    /// Of each channel how far it is below its pixel's greatest, and what all are worth together, which fits 32 bits: a
+    /// function of the two that never rises with the second.
+    Softmax {
+        channels: usize,
+        worth: Box<[u32; 256]>,
+        byte: Box<dyn Fn(u8, u32) -> u8 + 'a>,
+    },
+    /// Of each pixel the channel with its extreme, the lowest byte of its number first.
+    Position {
+        extreme: Extreme,
+        channels: usize,
     },
     /// Over all pixels, or over the channels of each: a function of the sum of the bytes that never falls.
     Mean {

@@ -3,7 +3,7 @@
 use std::{fmt, rc::Rc};
 
 use super::{
-    convert::{Extreme, Import},
+    convert::Import,
     kernels::Target,
     plan::{Operation, Order, Quantity, Shape},
 };
@@ -148,8 +148,8 @@ pub(super) enum Outcome {
     Parts(Vec<Activation>),
     /// The mean of each channel of an activation, which may stay f32 too.
     Mean(Activation, Pending),
-    /// Where the channels of each pixel have their extreme.
-    Index(Activation, Extreme),
+    /// Numbers, lowest byte first.
+    Index(Activation),
     Concat(Concat),
 }
 
@@ -174,7 +174,7 @@ pub(super) enum Form {
     Curve(Curve),
     Pending(Pending),
     Mean(Activation, Pending),
-    Index(Activation, Extreme),
+    Index(Activation),
     Concat(Concat),
 }
 

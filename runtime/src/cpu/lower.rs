@@ -105,7 +105,7 @@ impl<'a> Lowering<'a> {
                 Outcome::Real(activation) => Form::Real(activation),
                 Outcome::Curve(curve) => Form::Curve(curve),
                 Outcome::Mean(of, pending) => Form::Mean(of, pending),
-                Outcome::Index(of, extreme) => Form::Index(of, extreme),
+                Outcome::Index(of) => Form::Index(of),
                 Outcome::Concat(concat) => Form::Concat(concat),
             },
         };

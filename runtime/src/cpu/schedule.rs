@@ -128,7 +128,7 @@ impl<'a> Schedule<'a> {
             Form::Real(of) => (*of, Exported::Real(Box::new(reals(of.quantity)))),
             Form::Curve(curve) => (curve.of, Exported::Real(Box::new(*curve.values))),
             Form::Mean(of, _) => (*of, Exported::Mean(of.quantity)),
-            Form::Index(of, extreme) => (*of, Exported::Index(*extreme)),
+            Form::Index(of) => (*of, Exported::Index),
             Form::Plain | Form::Taken | Form::Pending(_) | Form::Concat(_) => return None,
         };
         // What was plain a moment ago can stay it, unless the bytes themselves are asked for.

@@ -321,11 +321,19 @@ fn images_of_bytes_are_taken_in() {
 
 #[test]
 fn extremes_are_found_among_bytes() {
-    let dims = [1, 5, 3, 4];
     let mut next = random(7);
-    // Few values, so that there are equal ones.
-    let bytes: Vec<u8> = (0..60).map(|_| next() as u8 % 3 + 100).collect();
-    for (operator, axis, last) in [("ArgMax", 1, 0), ("ArgMin", 1, 1), ("ArgMax", -1, 1), ("ArgMin", 3, 0)] {
+    let small = [1, 5, 3, 4];
+    // The second one's numbers take two bytes.
+    let cases = [
+        ("ArgMax", 1, 0, small),
+        ("ArgMax", 1, 1, [1, 700, 1, 2]),
+        ("ArgMin", 1, 1, small),
+        ("ArgMax", -1, 1, small),
+        ("ArgMin", 3, 0, small),
+    ];
+    for (operator, axis, last, dims) in cases {
+        // Few values, so that there are equal ones.
+        let bytes: Vec<u8> = (0..dims.iter().product()).map(|_| next() as u8 % 3 + 100).collect();
         let mut graph = frame(&dims);
         let node = NodeProto::new(operator, "arg", ["x.f"], ["at"]).with_int("axis", axis);
         graph.node.push(node.with_int("select_last_index", last).with_int("keepdims", 0));
@@ -336,7 +344,8 @@ fn extremes_are_found_among_bytes() {
         let image = Tensor::f32(dims.to_vec(), reals).unwrap();
         let options = SessionOptions { engine: EngineChoice::Cpu, ..Default::default() };
         let outputs = Session::new(&model, &options).unwrap().run(&[("x", image)]).unwrap();
-        let (outer, length, inner) = if axis == 1 { (1, 5, 12) } else { (15, 4, 1) };
+        let [_, c, h, w] = dims;
+        let (outer, length, inner) = if axis == 1 { (1, c, h * w) } else { (c * h, w, 1) };
         let expected = (0..outer * inner).map(|i| {
             let at = |k: usize| bytes[(i / inner * length + k) * inner + i % inner];
             let key = |k: &usize| if operator == "ArgMax" { 255 - at(*k) } else { at(*k) };

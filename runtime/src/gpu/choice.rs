@@ -29,6 +29,15 @@ pub enum Task {
         pixels: usize,
         words: usize,
     },
+    /// `words` of channels that belong together.
+    Softmax {
+        pixels: usize,
+        words: usize,
+    },
+    Position {
+        pixels: usize,
+        words: usize,
+    },
 }
 
 impl Task {
@@ -54,6 +63,8 @@ impl Task {
                 [4, 2, 1].map(|pixels| Variant::Depthwise { pixels, window }).to_vec()
             }
             Self::Mean { .. } => [8, 1].map(|parts| Variant::Mean { parts }).to_vec(),
+            Self::Softmax { .. } => [16, 1].map(|parts| Variant::Softmax { parts }).to_vec(),
+            Self::Position { .. } => [16, 1].map(|parts| Variant::Position { parts }).to_vec(),
         }
     }
 }
@@ -164,6 +175,10 @@ impl Choices {
                 variants.iter().find(enough).or(variants.last()).copied().unwrap_or(variants[0])
             }
             Task::Mean { .. } => variants[usize::from(self.threads <= 1)],
+            // One thread a pixel where that keeps the GPU busy, or where there is nothing to share.
+            Task::Softmax { pixels, words } | Task::Position { pixels, words } => {
+                variants[usize::from(words < 8 || pixels >= self.threads)]
+            }
         }
     }
 }

@@ -3,14 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use andon_shaders::{AverageParams, ChannelMeanParams, MatrixParams, MixedParams, Variant};
+use andon_shaders::{
+    AverageParams, ChannelMeanParams, MatrixParams, MixedParams, PositionParams, SoftmaxParams, Variant,
+};
 
 use super::{
+    choice::Task,
     exact,
     layout::Spot,
     lower::{Lowering, at},
 };
-use crate::cpu::describe::Description;
+use crate::cpu::describe::{Description, Extreme};
 
 /// Weights of linear resizing that get a table each, and counts of averages that get a staircase each.
 const TABLES_MAX: usize = 256;
@@ -25,6 +28,11 @@ impl Lowering {
             Description::Average { .. } => self.average(description, inputs, out),
             Description::Mixed { .. } => self.mixed(description, inputs, out),
             Description::Product { .. } => self.product(description, inputs, out),
+            Description::Softmax { .. } => self.softmax(description, inputs, out),
+            Description::Position { extreme, channels } => {
+                let from = self.readable(*inputs.first()?)?;
+                self.position(*extreme, *channels, from, out)
+            }
             Description::Mean { over_pixels: false, count, byte } => {
                 let from = self.readable(*inputs.first()?)?;
                 let most = i32::try_from(*count).ok()?.checked_mul(255)?;
@@ -189,6 +197,64 @@ impl Lowering {
                 depth: k,
                 stairs,
                 table,
+            };
+            params.words()
+        });
+        Some(())
+    }
+
+    fn softmax(&mut self, description: &Description<'_>, inputs: &[Spot], out: Spot) -> Option<()> {
+        let Description::Softmax { channels, worth, byte } = description else { return None };
+        let from = self.readable(*inputs.first()?)?;
+        // Sums in the order in which bytes rise, as signed numbers: the largest sum first.
+        let height = |sum: u32| (sum ^ 0x7fff_ffff) as i32;
+        let sum = |height: i32| height as u32 ^ 0x7fff_ffff;
+        let most = u32::try_from(*channels).ok()?.checked_mul(worth[0])?;
+        let mut stairs = Vec::with_capacity(256);
+        for below in 0..=255 {
+            // The greatest itself is worth that much.
+            let steps = exact::stairs(|at| byte(below, sum(at)), height(most), height(worth[0]))?;
+            stairs.push(self.constants.integers(&steps));
+        }
+        let (stairs, worth) = (self.constants.list(stairs), self.constants.list(worth.to_vec()));
+        let (words, pixels, channels) = (out.words(), out.shape.pixels(), *channels as u32);
+        let variant = self.choose(Task::Softmax { pixels, words });
+        self.push(variant, pixels, &[from, out], move |bases| {
+            let params = SoftmaxParams {
+                in_base: at(from, bases),
+                in_stride: from.stride as u32 / 4,
+                channels,
+                out_base: at(out, bases),
+                out_stride: out.stride as u32 / 4,
+                out_words: words as u32,
+                pixels: pixels as u32,
+                worth,
+                stairs,
+            };
+            params.words()
+        });
+        Some(())
+    }
+
+    fn position(&mut self, extreme: Extreme, channels: usize, from: Spot, out: Spot) -> Option<()> {
+        /// The largest number of a channel.
+        const LAST: u32 = 0xff_ffff;
+        let channels = u32::try_from(channels).ok().filter(|channels| *channels <= LAST)?;
+        let (words, pixels) = (from.words(), out.shape.pixels());
+        if out.words() != 1 || pixels != from.shape.pixels() {
+            return None;
+        }
+        let variant = self.choose(Task::Position { pixels, words });
+        self.push(variant, pixels, &[from, out], move |bases| {
+            let params = PositionParams {
+                in_base: at(from, bases),
+                in_stride: from.stride as u32 / 4,
+                channels,
+                out_base: at(out, bases),
+                out_stride: out.stride as u32 / 4,
+                pixels: pixels as u32,
+                flip: if extreme.greatest { 0 } else { u32::MAX },
+                order: if extreme.last { 0 } else { LAST },
             };
             params.words()
         });

@@ -177,7 +177,7 @@ pub(super) fn residual_case(seed: u64) -> Model {
 }
 
 /// What else there is: from `x.f`, of that many channels, to `y`.
-pub(super) const OPERATORS: [&str; 27] = [
+pub(super) const OPERATORS: [&str; 32] = [
     "MaxPool",
     "GlobalMaxPool",
     "GlobalAveragePool",
@@ -205,6 +205,11 @@ pub(super) const OPERATORS: [&str; 27] = [
     "MatMul",
     "Mean of channels",
     "Concat with a constant",
+    "Softmax of rows",
+    "Wide Softmax",
+    "ArgMax",
+    "ArgMin",
+    "Wide ArgMax",
 ];
 
 pub(super) fn operator_case(name: &str, seed: u64) -> Model {
@@ -213,6 +218,12 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
     let (h, w) = (random.pick(&[1, 4, 7]), random.pick(&[2, 5, 8]));
     if matches!(name, "Split" | "DepthToSpace" | "Slice") {
         c = c.next_multiple_of(4) + 4;
+    }
+    // Where channels are looked at together, all kinds of ends.
+    match name {
+        "Wide Softmax" | "Wide ArgMax" => c = [256, 257, 1000, 255][seed as usize % 4],
+        "Softmax" | "ArgMax" | "ArgMin" => c = [16, 21, 3, 1][seed as usize % 4],
+        _ => {}
     }
     let (h, w) = if name == "SpaceToDepth" { (2 * h, 2 * w) } else { (h, w) };
     let mut graph = frame(&[1, c, h, w], random.zero());
@@ -238,7 +249,12 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
         "GlobalMaxPool" | "GlobalAveragePool" | "Sigmoid" | "Flatten" => vec![op(name, &["x.f"])],
         "Mean of channels" => vec![op("ReduceMean", &["x.f"]).with_ints("axes", &[1])],
         "ReduceMean" => vec![op(name, &["x.f"]).with_ints("axes", &[2, 3])],
-        "Softmax" => vec![op(name, &["x.f"]).with_int("axis", 1)],
+        "Softmax" | "Wide Softmax" => vec![op("Softmax", &["x.f"]).with_int("axis", 1)],
+        "Softmax of rows" => vec![op("Softmax", &["x.f"]).with_int("axis", 3)],
+        "ArgMax" | "ArgMin" | "Wide ArgMax" => {
+            let node = op(if name == "ArgMin" { name } else { "ArgMax" }, &["x.f"]).with_int("axis", 1);
+            vec![node.with_int("select_last_index", random.pick(&[0, 1]))]
+        }
         "Resize" | "Linear resize" => {
             let node = op("Resize", &["x.f", "", "scales"]);
             let node = node.with_string("mode", if name == "Resize" { "nearest" } else { "linear" });
@@ -313,6 +329,17 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
         }
         _ => {}
     }
-    quantise(&mut graph, "y", random.pick(&[0.02, 0.031, 0.11]), random.zero());
+    if matches!(name, "ArgMax" | "ArgMin" | "Wide ArgMax") {
+        graph.output[0].name = "y".into();
+        return done(graph);
+    }
+    let scale = if name.contains("Softmax") {
+        let count = if name == "Softmax of rows" { w } else { c };
+        // From none of the bytes at its end to many.
+        random.pick(&[1.0 / 256.0, 0.06 / count as f32, 0.01 / count as f32])
+    } else {
+        random.pick(&[0.02, 0.031, 0.11])
+    };
+    quantise(&mut graph, "y", scale, random.zero());
     done(graph)
 }
