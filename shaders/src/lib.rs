@@ -70,6 +70,9 @@ pub enum Variant {
         grouped: bool,
         /// Threads that share the input channels of a tile; 1 needs no workgroup memory.
         split: u32,
+        /// Multiplies in f32, for hardware that is slow with whole numbers.
+        #[serde(default)]
+        real: bool,
     },
     /// The same, without groups and with `quads`, through workgroup memory: tiles of `8 * pixels` by `8 * out` words.
     Tiled {
@@ -81,6 +84,9 @@ pub enum Variant {
         pixels: u32,
         /// Height, width, step to the right; dilation 1. Without: any window.
         window: Option<[u32; 3]>,
+        /// Multiplies in f32; where there is a window.
+        #[serde(default)]
+        real: bool,
     },
     Binary,
     Lookup,
@@ -132,7 +138,7 @@ impl Variant {
         let stairs = include_str!("../wgsl/stairs.wgsl");
         let flag = u32::from;
         let (params, texts, numbers): (_, &[&str], Vec<(&str, u32)>) = match *self {
-            Self::Convolution { pixels, out, quads, pointwise, grouped, split } => (
+            Self::Convolution { pixels, out, quads, pointwise, grouped, split, real } => (
                 ConvolutionParams::WGSL,
                 &[join, finish, include_str!("../wgsl/convolution.wgsl")],
                 vec![
@@ -142,6 +148,7 @@ impl Variant {
                     ("POINTWISE", flag(pointwise)),
                     ("GROUPED", flag(grouped)),
                     ("SPLIT", split),
+                    ("REAL", flag(real)),
                 ],
             ),
             Self::Tiled { pixels, out, pointwise } => (
@@ -149,12 +156,18 @@ impl Variant {
                 &[join, finish, include_str!("../wgsl/tiled.wgsl")],
                 vec![("PIXELS", pixels), ("OUT", out), ("POINTWISE", flag(pointwise))],
             ),
-            Self::Depthwise { pixels, window } => {
+            Self::Depthwise { pixels, window, real } => {
                 let [h, w, stride] = window.unwrap_or_default();
                 (
                     DepthwiseParams::WGSL,
                     &[join, finish, include_str!("../wgsl/depthwise.wgsl")],
-                    vec![("PIXELS", pixels), ("KERNEL_H", h), ("KERNEL_W", w), ("STRIDE_W", stride)],
+                    vec![
+                        ("PIXELS", pixels),
+                        ("KERNEL_H", h),
+                        ("KERNEL_W", w),
+                        ("STRIDE_W", stride),
+                        ("REAL", flag(real && window.is_some())),
+                    ],
                 )
             }
             Self::Binary => (BinaryParams::WGSL, &[join, include_str!("../wgsl/binary.wgsl")], vec![]),
@@ -188,15 +201,26 @@ impl Variant {
     /// Convolutions without groups that do the same.
     pub fn convolutions(quads: bool, pointwise: bool) -> Vec<Self> {
         let mut all = vec![];
-        for (pixels, out) in [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2), (4, 4)] {
-            for split in [1, 2, 4, 8, 16] {
-                all.push(Self::Convolution { pixels, out, quads, pointwise, grouped: false, split });
+        let mut push = |(pixels, out), split, real| {
+            all.push(Self::Convolution { pixels, out, quads, pointwise, grouped: false, split, real });
+        };
+        for size in [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2), (4, 4)] {
+            [1, 2, 4, 8, 16].into_iter().for_each(|split| push(size, split, false));
+            // Small hardware, which has few threads and few registers.
+            if matches!(size, (1 | 2 | 4, 1) | (2 | 4, 2)) {
+                [1, 4].into_iter().for_each(|split| push(size, split, true));
             }
         }
         if quads {
             all.extend([(8, 2), (4, 2), (4, 1)].map(|(pixels, out)| Self::Tiled { pixels, out, pointwise }));
         }
         all
+    }
+
+    /// Depthwise convolutions of a window that do the same.
+    pub fn depthwise(window: [u32; 3]) -> Vec<Self> {
+        let with = |real| [4, 2, 1].map(|pixels| Self::Depthwise { pixels, window: Some(window), real });
+        [true, false].map(with).concat()
     }
 
     /// All that the executor ever asks for.
@@ -216,11 +240,9 @@ impl Variant {
         for parts in [1, 16] {
             all.extend([Self::Softmax { parts }, Self::Position { parts }]);
         }
-        all.push(Self::Depthwise { pixels: 1, window: None });
-        for pixels in [1, 2, 4] {
-            for (size, stride) in [(3, 1), (3, 2), (5, 1), (5, 2)] {
-                all.push(Self::Depthwise { pixels, window: Some([size, size, stride]) });
-            }
+        all.push(Self::Depthwise { pixels: 1, window: None, real: false });
+        for (size, stride) in [(3, 1), (3, 2), (5, 1), (5, 2)] {
+            all.extend(Self::depthwise([size, size, stride]));
         }
         for quads in [false, true] {
             all.push(Self::Convolution {
@@ -230,6 +252,7 @@ impl Variant {
                 pointwise: false,
                 grouped: true,
                 split: 1,
+                real: false,
             });
             for pointwise in [false, true] {
                 all.extend(Self::convolutions(quads, pointwise));

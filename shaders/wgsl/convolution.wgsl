@@ -1,12 +1,25 @@
 // Convolution of any window and any groups; a fully connected layer is one of a window of 1. A thread computes PIXELS pixels
 // by OUT words of channels. Weights lie as [tap][word of input channels][word of output channels], each a group of four words:
 // four input channels for each of four output channels. With QUADS a thread reads 16 input channels at a time. SPLIT threads
-// share the input channels of a tile, and add up in workgroup memory; with a SPLIT of 1 none is used.
+// share the input channels of a tile, and add up in workgroup memory; with a SPLIT of 1 none is used. With REAL products are
+// of f32, for hardware that multiplies whole numbers slowly: no product of two signed bytes is beyond 2^14, so that whatever
+// 1024 of them add up to, in any order and with contractions or without, f32 holds exactly.
+#if REAL
+const TURNS_MAX = $(1024 / (4 + 12 * QUADS))u;
+
+fn product(x: vec4<f32>, w: vec4<u32>) -> vec4<f32> {
+    return vec4<f32>(
+        dot(x, vec4<f32>(unpack4xI8(w.x))), dot(x, vec4<f32>(unpack4xI8(w.y))),
+        dot(x, vec4<f32>(unpack4xI8(w.z))), dot(x, vec4<f32>(unpack4xI8(w.w))),
+    );
+}
+#else
 fn product(x: u32, w: vec4<u32>) -> vec4<i32> {
     return vec4<i32>(
         dot4I8Packed(x, w.x), dot4I8Packed(x, w.y), dot4I8Packed(x, w.z), dot4I8Packed(x, w.w),
     );
 }
+#end
 
 // Rows of the output may lie further apart than its pixels say.
 fn out_place(pixel: u32) -> u32 {
@@ -56,7 +69,13 @@ fn main(
 #else
     var sum_$(p)_$(o) = bias_$(o);
 #end
+#if REAL
+    var real_$(p)_$(o) = vec4<f32>();
 #end
+#end
+#end
+#if REAL
+    var turns = 0u;
 #end
     var tap = params.weights + column;
 #if !POINTWISE
@@ -72,7 +91,24 @@ fn main(
 #end
 #end
             var at = tap + part * (across * $(1 + 3 * QUADS)u);
-            for (var d = part; d < params.depth; d += $(SPLIT)u) {
+#if REAL
+            for (var begin = part; begin < params.depth; begin += TURNS_MAX * $(SPLIT)u) {
+            let end = min(begin + TURNS_MAX * $(SPLIT)u, params.depth);
+            turns += (end - begin + $(SPLIT - 1)u) / $(SPLIT)u;
+            if turns > TURNS_MAX {
+                turns = (end - begin + $(SPLIT - 1)u) / $(SPLIT)u;
+#for p in 0..PIXELS
+#for o in 0..OUT
+                sum_$(p)_$(o) += vec4<i32>(real_$(p)_$(o));
+                real_$(p)_$(o) = vec4<f32>();
+#end
+#end
+            }
+#else
+            let begin = part;
+            let end = params.depth;
+#end
+            for (var d = begin; d < end; d += $(SPLIT)u) {
 #for p in 0..PIXELS
 #if QUADS
                 let in_$(p) = quads[from_$(p) + d];
@@ -87,8 +123,20 @@ fn main(
 #end
                 // All is on its way before the first of it is needed.
 #for u in 0..1 + 3 * QUADS
+#if REAL
+#for p in 0..PIXELS
+#if QUADS
+                let lanes_$(p)_$(u) = vec4<f32>(unpack4xI8(in_$(p)[$(u)]));
+#else
+                let lanes_$(p)_$(u) = vec4<f32>(unpack4xI8(in_$(p)));
+#end
+#end
+#end
 #for o in 0..OUT
 #for p in 0..PIXELS
+#if REAL
+                real_$(p)_$(o) += product(lanes_$(p)_$(u), weight_$(u)_$(o));
+#else
 #if QUADS
                 sum_$(p)_$(o) += product(in_$(p)[$(u)], weight_$(u)_$(o));
 #else
@@ -97,12 +145,23 @@ fn main(
 #end
 #end
 #end
+#end
                 at += across * $(SPLIT * (1 + 3 * QUADS))u;
             }
+#if REAL
+            }
+#end
 #if !POINTWISE
             tap += params.depth * (across * $(1 + 3 * QUADS)u);
         }
     }
+#end
+#if REAL
+#for p in 0..PIXELS
+#for o in 0..OUT
+    sum_$(p)_$(o) += vec4<i32>(real_$(p)_$(o));
+#end
+#end
 #end
 #if SPLIT > 1
     // Sum i of part s of a tile lies at [i][s][tile].

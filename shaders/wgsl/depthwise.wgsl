@@ -1,8 +1,15 @@
 // Depthwise convolution: one filter a channel. A thread computes PIXELS neighbours of a row by one word of channels. With
-// KERNEL_W the window's size and step are known, and what neighbours share is read once; otherwise any window is.
+// KERNEL_W the window's size and step are known, and what neighbours share is read once; otherwise any window is. With REAL
+// products are of f32, as in the other convolutions: known windows have so few taps that the sums stay exact.
+#if REAL
+fn lanes(word: u32) -> vec4<f32> {
+    return vec4<f32>(unpack4xI8(word));
+}
+#else
 fn lanes(word: u32) -> vec4<i32> {
     return unpack4xI8(word);
 }
+#end
 
 @compute @workgroup_size($(LANES))
 fn main(
@@ -21,7 +28,11 @@ fn main(
     }
     let bias = bitcast<vec4<i32>>(constant_quads[params.bias + column]);
 #for p in 0..PIXELS
+#if REAL
+    var sum_$(p) = vec4<f32>();
+#else
     var sum_$(p) = bias;
+#end
 #end
     let top = y * params.stride_h - params.top;
     let base = params.in_base + column;
@@ -72,7 +83,11 @@ fn main(
 #for p in 0..PIXELS
     if x + $(p)u < params.out_width {
         let place = params.out_base + y * params.out_row + (x + $(p)u) * params.out_stride;
+#if REAL
+        words[place + column] = finished(bias + vec4<i32>(sum_$(p)), column, to + $(p)u);
+#else
         words[place + column] = finished(sum_$(p), column, to + $(p)u);
+#end
     }
 #end
 }

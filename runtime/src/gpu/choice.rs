@@ -58,10 +58,8 @@ impl Task {
                 };
                 Variant::convolutions(quads, pointwise).into_iter().filter(fits).collect()
             }
-            Self::Depthwise { window: None, .. } => vec![Variant::Depthwise { pixels: 1, window: None }],
-            Self::Depthwise { window, .. } => {
-                [4, 2, 1].map(|pixels| Variant::Depthwise { pixels, window }).to_vec()
-            }
+            Self::Depthwise { window: Some(window), .. } => Variant::depthwise(window),
+            Self::Depthwise { .. } => vec![Variant::Depthwise { pixels: 1, window: None, real: false }],
             Self::Mean { .. } => [8, 1].map(|parts| Variant::Mean { parts }).to_vec(),
             Self::Softmax { .. } => [16, 1].map(|parts| Variant::Softmax { parts }).to_vec(),
             Self::Position { .. } => [16, 1].map(|parts| Variant::Position { parts }).to_vec(),
@@ -80,6 +78,9 @@ pub(crate) struct Choices {
     pub(crate) forced: Option<usize>,
     /// The largest variants are tried too: what plays a GPU takes minutes to compile them.
     pub(crate) largest: bool,
+    /// Those that multiply in f32 are not: a GPU of its own has fast products of whole numbers, and what plays one has all
+    /// as fast.
+    pub(crate) whole: bool,
 }
 
 impl Choices {
@@ -90,16 +91,20 @@ impl Choices {
             wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 12,
             wgpu::DeviceType::Cpu => 1,
         };
-        Self { threads, largest: kind != wgpu::DeviceType::Cpu, ..Default::default() }
+        let small = matches!(kind, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other);
+        Self { threads, largest: kind != wgpu::DeviceType::Cpu, whole: !small, ..Default::default() }
     }
 
     /// The variants that are worth a measurement, never none, the most promising first.
     pub(crate) fn tried(&self, task: Task) -> Vec<Variant> {
         let variants = task.variants();
         let fits = |variant: &&Variant| match variant {
-            Variant::Convolution { pixels, out, split, .. } => {
-                (self.largest || pixels * out <= 4) && self.may_fill(task, [*pixels, *out], *split)
+            Variant::Convolution { pixels, out, split, real, .. } => {
+                (self.largest || pixels * out <= 4)
+                    && !(self.whole && *real)
+                    && self.may_fill(task, [*pixels, *out], *split)
             }
+            Variant::Depthwise { real, .. } => !(self.whole && *real),
             Variant::Tiled { .. } => self.largest,
             _ => true,
         };
@@ -163,10 +168,12 @@ impl Choices {
                     split *= 2;
                 }
                 let (pixels, out) = (p as u32, o as u32);
-                Variant::Convolution { pixels, out, quads, pointwise, grouped: false, split: split as u32 }
+                let split = split as u32;
+                Variant::Convolution { pixels, out, quads, pointwise, grouped: false, split, real: false }
             }
             Task::Depthwise { rows, columns, words, .. } => {
                 let enough = |variant: &&Variant| match variant {
+                    Variant::Depthwise { real: true, .. } => false,
                     Variant::Depthwise { pixels, .. } => {
                         rows * columns.div_ceil(*pixels as usize) * words >= self.threads
                     }

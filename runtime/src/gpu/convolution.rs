@@ -173,7 +173,7 @@ impl Lowering {
         let pointwise =
             kernel == [1, 1] && strides == [1, 1] && before == [0, 0] && input.pixels() == pixels && !grouped;
         let variant = if grouped {
-            Variant::Convolution { pixels: 4, out: 1, quads, pointwise, grouped, split: 1 }
+            Variant::Convolution { pixels: 4, out: 1, quads, pointwise, grouped, split: 1, real: false }
         } else {
             self.choose(Task::Convolution { pixels, words, taps, depth, quads, pointwise })
         };

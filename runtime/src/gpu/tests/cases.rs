@@ -150,6 +150,40 @@ pub(super) fn middling_case(kernel: usize) -> Model {
     done(graph)
 }
 
+/// Sums of 4096 products that are far beyond what f32 holds exactly half way, and small in the end: a network's input twice,
+/// with weights that cancel out but for a few.
+pub(super) fn cancelling_case() -> Model {
+    const CHANNELS: usize = 2048;
+    const OUTPUTS: usize = 8;
+    let random = &mut Random::new(0);
+    // Most bytes are far from the middle, on the same side.
+    let mut graph = frame(&[1, CHANNELS, 2, 3], 0);
+    graph.node.push(NodeProto::new("Concat", "twice", ["x.f", "x.f"], ["t"]).with_int("axis", 1));
+    quantise(&mut graph, "t", 0.02, 0);
+    let node = convolution(&mut graph, random, ["t", "y"], [2 * CHANNELS, OUTPUTS, 1], [1, 1]);
+    graph.node.push(node);
+    let weight = |row: usize, channel: usize| {
+        let k = channel % CHANNELS;
+        let weight = 126 - ((7 * k + 3 * row) % 4) as i8;
+        match channel < CHANNELS {
+            true => -weight,
+            false if k % 64 == row => weight + (k / 64 % 2) as i8 * 2 - 1,
+            false => weight,
+        }
+    };
+    let rows = (0..OUTPUTS).flat_map(|row| (0..2 * CHANNELS).map(move |channel| (row, channel)));
+    let weights: Vec<i8> = rows.map(|(row, channel)| weight(row, channel)).collect();
+    for tensor in &mut graph.initializer {
+        match &*tensor.name {
+            "y.w" => *tensor = TensorProto::i8("y.w", &[OUTPUTS, 2 * CHANNELS, 1, 1], &weights),
+            "y.b" => *tensor = TensorProto::i32("y.b", &[OUTPUTS], &[0; OUTPUTS]),
+            _ => {}
+        }
+    }
+    quantise(&mut graph, "y", 7e-6, 128);
+    done(graph)
+}
+
 /// Two convolutions with a skip connection around the second, and what comes behind it.
 pub(super) fn residual_case(seed: u64) -> Model {
     let random = &mut Random::new(seed);
