@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     cpu::{Isa, Part, Sketch, StepKind, StepSummary, Summary},
-    gpu::Gpu,
+    gpu::{Extras, Gpu},
     graph::{Graph, NodeId, ValueId},
     model::Model,
     session::EngineChoice,
@@ -68,7 +68,7 @@ impl Explanation {
         let wanted = model.wanted();
         let (engine, summary) = match (&shapes, Isa::chosen()) {
             (Some(shapes), Ok(isa)) if choice == EngineChoice::Gpu => {
-                match Gpu::chosen(graph, shapes, &wanted, isa, 1, None, None) {
+                match Gpu::chosen(graph, shapes, &wanted, isa, 1, Extras::default()) {
                     Ok(gpu) => (gpu.explain(), Some(gpu.summary())),
                     Err(why) => (format!("none, not gpu: {why}"), None),
                 }

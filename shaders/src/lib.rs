@@ -108,6 +108,8 @@ pub enum Variant {
     Position {
         parts: u32,
     },
+    Quantise,
+    Picture,
 }
 
 impl Variant {
@@ -189,6 +191,10 @@ impl Variant {
             Self::Position { parts } => {
                 (PositionParams::WGSL, &[include_str!("../wgsl/position.wgsl")], vec![("PARTS", parts)])
             }
+            Self::Quantise => {
+                (QuantiseParams::WGSL, &[stairs, include_str!("../wgsl/quantise.wgsl")], vec![])
+            }
+            Self::Picture => (PictureParams::WGSL, &[include_str!("../wgsl/picture.wgsl")], vec![]),
             Self::Copy => (CopyParams::WGSL, &[include_str!("../wgsl/copy.wgsl")], vec![]),
         };
         let text = [&[params, common], texts].concat().join("\n");
@@ -235,6 +241,8 @@ impl Variant {
             Self::Mixed,
             Self::Matrix,
             Self::ChannelMean,
+            Self::Quantise,
+            Self::Picture,
         ];
         all.extend([1, 8].map(|parts| Self::Mean { parts }));
         for parts in [1, 16] {

@@ -104,6 +104,17 @@ params! {
 }
 
 params! {
+    /// Steps from a pixel's or a channel's value to the next one's; `nan`: the byte of what is no number.
+    QuantiseParams:
+    in_base pixel_step channel_step channels out_base out_stride out_words pixels stairs nan
+}
+
+params! {
+    PictureParams:
+    in_base channels out_base out_stride out_words pixels tables
+}
+
+params! {
     /// `count` words are assembled; all else is in bytes.
     CopyParams:
     in_base channel_step out_base out_stride channels pixels count

@@ -20,6 +20,8 @@ pub(super) struct Import {
     pub(super) order: Order,
     /// How f32 becomes bytes: `rint(x / scale) + zero`, clamped. u8 and i8 are taken as they are.
     pub(super) quantity: Quantity,
+    /// f32 comes, or a picture; otherwise bytes.
+    pub(super) real: bool,
     /// What becomes of a picture's bytes, a table for each channel: the normalisation and this quantisation as one. A value
     /// of u8 is a picture then, with the channels of a pixel side by side.
     pub(super) pictures: Option<Arc<[[u8; 256]]>>,
@@ -28,18 +30,21 @@ pub(super) struct Import {
 impl Import {
     /// From now on takes pictures, whose bytes `v` mean `(v - mean) / std`; whether it can.
     pub(super) fn take_pictures(&mut self, mean: &[f32], std: &[f32], channels: usize) -> bool {
-        if self.order != Order::ChannelsLast || mean.len() != channels || std.len() != channels {
+        if self.order != Order::ChannelsLast || !self.real || mean.len() != channels || std.len() != channels
+        {
             return false;
         }
-        let Quantity { scale, zero } = self.quantity;
         // The same operations in the same order as for a plain tensor.
-        let byte = |v: usize, mean: f32, std: f32| {
-            let real = (v as f32 - mean) / std;
-            (rint(real / scale) + i32::from(zero)).clamp(0, 255) as u8
-        };
+        let byte = |v: usize, mean: f32, std: f32| self.byte((v as f32 - mean) / std);
         let tables = mean.iter().zip(std).map(|(m, s)| std::array::from_fn(|v| byte(v, *m, *s)));
         self.pictures = Some(tables.collect());
         true
+    }
+
+    /// What an f32 becomes.
+    pub(super) fn byte(&self, real: f32) -> u8 {
+        let Quantity { scale, zero } = self.quantity;
+        (rint(real / scale) + i32::from(zero)).clamp(0, 255) as u8
     }
 
     fn picture(&self, team: &mut Team, tables: &[[u8; 256]], values: &[u8], out: &mut [u8]) {
@@ -87,10 +92,7 @@ impl Import {
             {
                 quantise(team, values, shape.c, scale, zero, out.bytes);
             }
-            Data::F32(values) => {
-                let byte = |v: &f32| (rint(v / scale) + i32::from(zero)).clamp(0, 255) as u8;
-                self.spread(values, shape, out, byte);
-            }
+            Data::F32(values) => self.spread(values, shape, out, |v| self.byte(*v)),
             Data::U8(values) => self.spread(values, shape, out, |v| *v),
             Data::I8(values) => self.spread(values, shape, out, |v| *v as u8 ^ SIGN),
             other => return Err(format!("a value of {} where f32 or bytes belong", other.type_name())),

@@ -390,7 +390,10 @@ impl<'a> Lowering<'a> {
         let made = self.make(
             node,
             shape,
-            Make::Import { value, import: Import { order, quantity, pictures: None } },
+            Make::Import {
+                value,
+                import: Import { order, quantity, real: expected == DataType::Float, pictures: None },
+            },
         );
         Ok(Activation { made, offset: 0, shape, order, quantity, signed })
     }

@@ -31,7 +31,7 @@ pub(crate) use kernels::Target;
 pub(crate) use kernels::{Isa, multiply_accumulate};
 pub(crate) use plan::{Place, Shape, View};
 pub(crate) use schedule::Part;
-pub(crate) use steps::Touched;
+pub(crate) use steps::{Intake, Touched};
 
 use crate::{
     engine::{Engine, guarded},

@@ -3,7 +3,7 @@
 use super::{
     Cpu,
     describe::Description,
-    plan::{Context, Place, Slot, View, ViewMut, Work},
+    plan::{Context, Order, Place, Slot, View, ViewMut, Work},
 };
 use crate::{engine::guarded, tensor::Tensor};
 
@@ -14,6 +14,17 @@ pub(crate) struct Touched {
     /// Plain values, by number.
     pub(crate) values_read: Vec<usize>,
     pub(crate) values_written: Vec<usize>,
+}
+
+/// An activation that is an input of the network, quantised.
+pub(crate) struct Intake<'a> {
+    pub(crate) input: usize,
+    pub(crate) to: Place,
+    /// The input has channel after channel; otherwise pixel after pixel.
+    pub(crate) planes: bool,
+    pub(crate) byte: Box<dyn Fn(f32) -> u8 + 'a>,
+    /// What becomes of the bytes of a picture, for each channel, if the input may be one.
+    pub(crate) pictures: Option<&'a [[u8; 256]]>,
 }
 
 impl Cpu {
@@ -47,6 +58,20 @@ impl Cpu {
     /// Whether an input of the network is an output, too.
     pub(crate) fn gives_inputs(&self) -> bool {
         self.plan.outputs.iter().any(|slot| matches!(slot, Slot::Input(_)))
+    }
+
+    /// What a step does, if it only quantises an input of the network.
+    pub(crate) fn intake(&self, step: usize) -> Option<Intake<'_>> {
+        match &self.plan.steps[step].work {
+            Work::Import { from: Slot::Input(input), to, import } if import.real => Some(Intake {
+                input: *input,
+                to: *to,
+                planes: import.order == Order::ChannelsLast,
+                byte: Box::new(|real| import.byte(real)),
+                pictures: import.pictures.as_deref(),
+            }),
+            _ => None,
+        }
     }
 
     /// Bytes of each buffer; places name them by number.
@@ -88,6 +113,11 @@ impl Cpu {
         let at = self.plan.arena_offset(place);
         let bytes = &self.arena[at..at + place.length()];
         self.team.parts(parts, &|part| work(part, View { bytes, stride: place.stride }));
+    }
+
+    /// Calls `work` with each of `0..parts`, on all threads.
+    pub(crate) fn parts(&mut self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+        self.team.parts(parts, work);
     }
 
     pub(crate) fn bytes_mut(&mut self, place: &Place) -> ViewMut<'_> {

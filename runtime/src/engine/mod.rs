@@ -157,9 +157,10 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
     match choice {
         EngineChoice::Cpu => cpu(sketch()?),
         EngineChoice::Gpu => {
-            let (tuning, pipelines) = (request.tuning.map(|t| &**t), request.pipelines);
-            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads, tuning, pipelines);
-            let gpu = gpu.map(|gpu| gpu.with_pictures(pictures).pinned(request.pinned));
+            let extras =
+                gpu::Extras { tuning: request.tuning.map(|t| &**t), pictures, pipelines: request.pipelines };
+            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads, extras);
+            let gpu = gpu.map(|gpu| gpu.pinned(request.pinned));
             gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
         }
         EngineChoice::Tract => tract(),

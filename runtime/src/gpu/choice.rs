@@ -81,6 +81,8 @@ pub(crate) struct Choices {
     /// Those that multiply in f32 are not: a GPU of its own has fast products of whole numbers, and what plays one has all
     /// as fast.
     pub(crate) whole: bool,
+    /// Inputs of so many values and more are quantised on the GPU.
+    pub(crate) takes_from: usize,
 }
 
 impl Choices {
@@ -92,7 +94,9 @@ impl Choices {
             wgpu::DeviceType::Cpu => 1,
         };
         let small = matches!(kind, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other);
-        Self { threads, largest: kind != wgpu::DeviceType::Cpu, whole: !small, ..Default::default() }
+        let hard = kind != wgpu::DeviceType::Cpu;
+        let takes_from = if hard { 10_000 } else { usize::MAX };
+        Self { threads, largest: hard, whole: !small, takes_from, ..Default::default() }
     }
 
     /// The variants that are worth a measurement, never none, the most promising first.

@@ -119,16 +119,24 @@ pub(crate) fn stairs(byte: impl Fn(i32) -> u8, least: i32, most: i32) -> Option<
     looks.into_iter().all(|sum| at(sum) == usize::from(byte(sum))).then_some(stairs)
 }
 
+/// Whole numbers in the order of the reals.
+fn number(real: f32) -> i32 {
+    let bits = real.to_bits() as i32;
+    if bits < 0 { i32::MIN.wrapping_sub(bits) } else { bits }
+}
+
+fn real(number: i32) -> f32 {
+    f32::from_bits((if number < 0 { i32::MIN.wrapping_sub(number) } else { number }) as u32)
+}
+
+/// The same of a function of real numbers and the two infinities, given as the whole numbers that are in their order.
+pub(crate) fn numbered_stairs(byte: impl Fn(f32) -> u8) -> Option<[i32; 256]> {
+    let most = number(f32::INFINITY);
+    stairs(|n| byte(real(n)), -most, most)
+}
+
 /// The same of a function of real numbers. What none gives is infinite.
 pub(crate) fn real_stairs(byte: impl Fn(f32) -> u8) -> Option<[f32; 256]> {
-    // Numbers in the order of the reals, and back.
-    let number = |real: f32| {
-        let bits = real.to_bits() as i32;
-        if bits < 0 { i32::MIN.wrapping_sub(bits) } else { bits }
-    };
-    let real = |number: i32| {
-        f32::from_bits((if number < 0 { i32::MIN.wrapping_sub(number) } else { number }) as u32)
-    };
     let most = number(f32::MAX);
     let steps = stairs(|n| byte(real(n)), -most, most)?;
     Some(steps.map(|step| match step {
@@ -186,6 +194,23 @@ mod tests {
             for sum in 0..=255 * count {
                 let climbed = stairs.iter().skip(1).filter(|stair| **stair <= sum).count();
                 prop_assert_eq!(climbed, usize::from(byte(sum)));
+            }
+        }
+    }
+
+    #[test]
+    fn the_edges_between_bytes_are_found() {
+        for (scale, zero) in [(0.02f32, 0u8), (1.0 / 255.0, 128), (1e-30, 7), (3e30, 255), (0.37, 114)] {
+            let rint = |real: f32| real.clamp(-65_536.0, 65_536.0).round_ties_even() as i32;
+            let byte = |real: f32| (rint(real / scale) + i32::from(zero)).clamp(0, 255) as u8;
+            let stairs = numbered_stairs(byte).unwrap();
+            let climbed = |n: i32| stairs[1..].partition_point(|stair| *stair <= n);
+            let mut edges = vec![number(f32::INFINITY), number(f32::NEG_INFINITY), number(-0.0), number(0.0)];
+            let found = stairs[1..].iter().filter(|stair| ![i32::MIN, i32::MAX].contains(stair));
+            edges.extend(found.flat_map(|stair| [*stair, stair - 1]));
+            assert!(edges.len() > 250);
+            for n in edges {
+                assert_eq!(climbed(n), usize::from(byte(real(n))), "{} of {scale} {zero}", real(n));
             }
         }
     }

@@ -10,6 +10,7 @@ use andon_shaders::{
 use super::{
     choice::{Choices, Task},
     constants::{Constants, JoinFields},
+    ends::Given,
     exact,
     layout::{Layout, Spot},
 };
@@ -33,6 +34,8 @@ pub(crate) struct Job {
     pub(crate) step: usize,
     /// What the variant was chosen for.
     pub(crate) task: Option<Task>,
+    /// It runs only if the first input is that.
+    pub(crate) given: Option<Given>,
 }
 
 pub(crate) struct Lowering {
@@ -49,6 +52,7 @@ pub(crate) struct Lowering {
     step: usize,
     /// Of the next job.
     task: Option<Task>,
+    given: Option<Given>,
 }
 
 /// Bytes in the arena that a copy reads or writes.
@@ -82,8 +86,9 @@ impl Lowering {
     pub(crate) fn new(layout: Layout, choices: Choices) -> Self {
         let sizes = layout.sizes.clone();
         let constants = Constants::default();
-        let (pads, fixtures) = (vec![], vec![]);
-        Self { layout, constants, jobs: vec![], sizes, pads, fixtures, choices, step: 0, task: None }
+        let (jobs, pads, fixtures) = (vec![], vec![], vec![]);
+        let (step, task, given) = (0, None, None);
+        Self { layout, constants, jobs, sizes, pads, fixtures, choices, step, task, given }
     }
 
     /// So many bytes that are all the same, whatever runs.
@@ -117,8 +122,19 @@ impl Lowering {
         params: impl Fn(Bases<'_>) -> Vec<u32> + Send + 'static,
     ) {
         let touches = touches.iter().map(|spot| spot.buffer).collect();
-        let task = self.task.take();
-        self.jobs.push(Job { variant, tiles, params: Box::new(params), touches, step: self.step, task });
+        let (params, step) = (Box::new(params), self.step);
+        let (task, given) = (self.task.take(), self.given.take());
+        self.jobs.push(Job { variant, tiles, params, touches, step, task, given });
+    }
+
+    /// Jobs from now on are those of a step.
+    pub(super) fn begin(&mut self, step: usize) {
+        self.step = step;
+    }
+
+    /// The next job runs only if the first input is that.
+    pub(super) fn given(&mut self, given: Option<Given>) {
+        self.given = given;
     }
 
     /// The variant for the next job.

@@ -9,6 +9,7 @@ mod choice;
 mod constants;
 mod convolution;
 pub(crate) mod device;
+mod ends;
 mod exact;
 mod fault;
 mod layout;
@@ -67,6 +68,15 @@ pub(crate) struct Gpu {
     runs: u64,
 }
 
+/// What a session knows of how a network is to be run.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Extras<'a> {
+    pub(crate) tuning: Option<&'a Tuning>,
+    /// The first input may be a picture, if all that reads it can take one.
+    pub(crate) pictures: Option<&'a Pictures>,
+    pub(crate) pipelines: Option<&'a Arc<PipelineCache>>,
+}
+
 impl Gpu {
     /// `cpu`: as [`plan`] makes it; `tuning` counts if it is of this GPU.
     pub(crate) fn new(
@@ -91,9 +101,9 @@ impl Gpu {
         outputs: &[ValueId],
         isa: Isa,
         threads: usize,
-        tuning: Option<&Tuning>,
-        pipelines: Option<&Arc<PipelineCache>>,
+        extras: Extras<'_>,
     ) -> Result<Self, String> {
+        let Extras { tuning, pictures, pipelines } = extras;
         // Drivers are not ours.
         guarded(|| {
             let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
@@ -103,6 +113,7 @@ impl Gpu {
             let (device, cpu) = thread::scope(|scope| {
                 let device = scope.spawn(|| guarded(|| Device::new(&chosen()?, checks)?.keeping(pipelines)));
                 let cpu = plan(graph, shapes, outputs, isa, threads);
+                let cpu = cpu.map(|cpu| cpu.with_pictures(pictures));
                 (device.join(), cpu)
             });
             let device = device.map_err(|_| "the thread that makes a device has ended")?;
@@ -135,18 +146,15 @@ impl Gpu {
         Ok(())
     }
 
-    /// Lets the first input be a picture, if all that reads it can take one.
-    pub(crate) fn with_pictures(self, pictures: Option<&Pictures>) -> Self {
-        Self { cpu: self.cpu.with_pictures(pictures), ..self }
-    }
-
     /// Keeps each of the threads of the CPU's steps on one processor.
     pub(crate) fn pinned(self, pinned: bool) -> Self {
         Self { cpu: self.cpu.pinned(pinned), ..self }
     }
 
     pub(crate) fn dispatches(&self) -> usize {
-        self.program.phases.iter().map(|phase| phase.dispatches.len()).sum()
+        let all = self.program.phases.iter().flat_map(|phase| &phase.dispatches);
+        // What an input may be instead is not counted.
+        all.filter(|dispatch| dispatch.given != Some(ends::Given::Picture)).count()
     }
 
     /// The plan in the order in which it runs, with the steps that the GPU takes.
@@ -217,7 +225,7 @@ impl Engine for Gpu {
                     cpu.run_step(*step, inputs)?;
                     after(*step);
                 }
-                memory.run(device, number, phase, cpu, &mut |_| ())?;
+                memory.run(device, number, phase, cpu, inputs, &mut |_| ())?;
                 let mut last = None;
                 for dispatch in phase.dispatches.iter().filter(|d| last.replace(d.step) != Some(d.step)) {
                     after(dispatch.step);
@@ -244,7 +252,7 @@ impl Engine for Gpu {
             for step in &phase.steps {
                 cpu.run_step(*step, inputs)?;
             }
-            let flight = memory.start(device, lane, (0, phase), cpu, &mut |_| ())?;
+            let flight = memory.start(device, lane, (0, phase), cpu, inputs, &mut |_| ())?;
             flights.push_back((lane, flight));
             Ok(true)
         })

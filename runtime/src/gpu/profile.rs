@@ -30,7 +30,7 @@ impl Gpu {
                 cpu.run_step(*step, inputs)?;
                 part(Some(*step), "on the CPU".into());
             }
-            memory.run(device, number, phase, cpu, &mut |moment| part(None, moment.to_string()))?;
+            memory.run(device, number, phase, cpu, inputs, &mut |moment| part(None, moment.to_string()))?;
         }
         let outputs = cpu.outputs(inputs)?;
         part(None, format!("{} outputs taken", outputs.len()));
@@ -50,7 +50,7 @@ impl Gpu {
             for step in &phase.steps {
                 cpu.run_step(*step, inputs)?;
             }
-            memory.upload(device, (number, phase), cpu)?;
+            memory.upload(device, (number, phase), cpu, inputs)?;
             // A query set has so many places at most.
             for first in (0..phase.dispatches.len()).step_by(PASSES_MAX) {
                 let range = first..(first + PASSES_MAX).min(phase.dispatches.len());

@@ -10,6 +10,7 @@ use andon_shaders::Variant;
 
 use super::{
     choice::{Choices, Task},
+    ends::Given,
     layout::{Layout, Spot},
     lower::{Job, Lowering},
 };
@@ -17,6 +18,17 @@ use crate::cpu::{Cpu, Place, Shape, Touched, arrange, describe::Description};
 
 /// Bytes behind the arena that kernels may read, and ignore.
 const SLACK: usize = 1 << 16;
+
+/// An input of the network on its way to the GPU, as it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Raw {
+    pub(crate) input: usize,
+    pub(crate) values: usize,
+    /// They may be bytes instead of f32.
+    pub(crate) picture: bool,
+    /// Where it begins in the GPU's arena, in bytes.
+    pub(crate) at: usize,
+}
 
 /// An activation on its way between the two arenas.
 #[derive(Debug, Clone, Copy)]
@@ -38,11 +50,14 @@ pub(crate) struct Dispatch {
     pub(crate) step: usize,
     /// What the variant was chosen for.
     pub(crate) task: Option<Task>,
+    /// It runs only if the first input is that.
+    pub(crate) given: Option<Given>,
 }
 
 #[derive(Default)]
 pub(crate) struct Phase {
     pub(crate) steps: Vec<usize>,
+    pub(crate) raws: Vec<Raw>,
     pub(crate) uploads: Vec<Transfer>,
     pub(crate) dispatches: Vec<Dispatch>,
     pub(crate) downloads: Vec<Transfer>,
@@ -85,10 +100,26 @@ impl Program {
         let mut lowering = Lowering::new(Layout::new(&cpu.buffer_sizes(), &touched), choices);
         // Jobs in the plan's order; which of a step's they are is in each.
         let mut on_gpu = Vec::with_capacity(touched.len());
+        // Inputs that the GPU quantises: the step, and where they go.
+        let mut intakes = vec![];
         // Whether the step before has done the work of this one.
         let mut spared = false;
         for (at, step) in touched.iter().enumerate() {
             if std::mem::take(&mut spared) {
+                on_gpu.push(true);
+                continue;
+            }
+            let takes_from = lowering.choices.takes_from;
+            if let Some(intake) = cpu.intake(at).filter(|i| i.to.shape.bytes() >= takes_from)
+                && let Some(spot) = lowering.intake(at, &intake)
+            {
+                let raw = Raw {
+                    input: intake.input,
+                    values: intake.to.shape.bytes(),
+                    picture: intake.pictures.is_some(),
+                    at: 0,
+                };
+                intakes.push((at, raw, spot));
                 on_gpu.push(true);
                 continue;
             }
@@ -144,6 +175,9 @@ impl Program {
                 }
             }
         }
+        for (at, raw, spot) in intakes {
+            draft[phase_of[at]].raws.push((raw, spot));
+        }
         for job in jobs {
             draft[phase_of[job.step]].jobs.push(job);
         }
@@ -158,8 +192,10 @@ impl Program {
         let bases: Vec<usize> = places.iter().map(|place| place.start).collect();
         let transfer =
             |(place, spot): (Place, Spot)| Transfer { place, spot, at: bases[spot.buffer] + spot.offset };
+        let raw = |(raw, spot): (Raw, Spot)| Raw { at: bases[spot.buffer] + spot.offset, ..raw };
         let phase = |draft: Draft| Phase {
             steps: draft.steps,
+            raws: draft.raws.into_iter().map(raw).collect(),
             uploads: draft.uploads.into_iter().map(transfer).collect(),
             dispatches: draft.jobs.into_iter().map(|job| dispatch(job, &bases, &number)).collect(),
             downloads: draft.downloads.into_iter().map(transfer).collect(),
@@ -242,6 +278,7 @@ fn reads_on_gpu(touched: &[Touched], on_gpu: &[bool], step: usize, place: &Place
 #[derive(Default)]
 struct Draft {
     steps: Vec<usize>,
+    raws: Vec<(Raw, Spot)>,
     uploads: Vec<(Place, Spot)>,
     jobs: Vec<Job>,
     downloads: Vec<(Place, Spot)>,
@@ -273,6 +310,7 @@ fn lifetimes(drafts: &[Draft], count: usize) -> Vec<std::ops::Range<usize>> {
         *life = life.start.min(now)..life.end.max(now + 1);
     };
     for draft in drafts {
+        draft.raws.iter().for_each(|(_, spot)| touch(spot.buffer, now));
         draft.uploads.iter().for_each(|(_, spot)| touch(spot.buffer, now));
         now += 1;
         for job in &draft.jobs {
@@ -292,5 +330,6 @@ fn dispatch(job: Job, bases: &[usize], number: &HashMap<usize, usize>) -> Dispat
     let rows = groups.div_ceil(andon_shaders::Limits::WORKGROUPS);
     let workgroups = [groups.div_ceil(rows), rows];
     let params = (job.params)(bases);
-    Dispatch { variant: job.variant, workgroups, params, step: number[&job.step], task: job.task }
+    let Job { variant, task, given, .. } = job;
+    Dispatch { variant, workgroups, params, step: number[&job.step], task, given }
 }

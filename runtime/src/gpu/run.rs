@@ -6,10 +6,11 @@ use andon_shaders::PARAMS_BYTES;
 
 use super::{
     device::{Device, Scope},
+    ends::Given,
     program::{Phase, Program},
-    transfer::{Flight, Lane, downloaded, uploaded},
+    transfer::{Flight, Lane, downloaded},
 };
-use crate::cpu::Cpu;
+use crate::{cpu::Cpu, tensor::Tensor};
 
 pub(crate) struct Memory {
     arena: wgpu::Buffer,
@@ -18,6 +19,8 @@ pub(crate) struct Memory {
     pub(super) params: Vec<u32>,
     /// A second one from the first stream on.
     lanes: Vec<Lane>,
+    /// What the first input was that went up last.
+    given: Given,
 }
 
 /// What of a phase is done: who has a clock learns what each took.
@@ -78,7 +81,7 @@ impl Memory {
         let bindings = device.bind(&arena, &constants, &params);
         let lanes = vec![Lane::new(device, program)];
         scope.end()?;
-        Ok(Self { arena, bindings, params: offsets, lanes })
+        Ok(Self { arena, bindings, params: offsets, lanes, given: Given::Real })
     }
 
     /// Makes what a run needs that overlaps another, if it is not there yet.
@@ -99,12 +102,13 @@ impl Memory {
         number: usize,
         phase: &Phase,
         cpu: &mut Cpu,
+        inputs: &[&Tensor],
         after: &mut dyn FnMut(Moment),
     ) -> Result<(), String> {
         if phase.uploads.is_empty() && phase.dispatches.is_empty() && phase.downloads.is_empty() {
             return Ok(());
         }
-        let flight = self.start(device, 0, (number, phase), cpu, after)?;
+        let flight = self.start(device, 0, (number, phase), cpu, inputs, after)?;
         self.land(device, 0, flight, phase, cpu, after)
     }
 
@@ -115,12 +119,15 @@ impl Memory {
         lane: usize,
         (number, phase): (usize, &Phase),
         cpu: &mut Cpu,
+        inputs: &[&Tensor],
         after: &mut dyn FnMut(Moment),
     ) -> Result<Option<Flight>, String> {
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        if !phase.uploads.is_empty() {
-            self.lanes[lane].upload(device, &mut encoder, &self.arena, (number, phase), cpu)?;
-            after(Moment::Uploaded { bytes: uploaded(phase) });
+        let own = &mut self.lanes[lane];
+        let (bytes, given) = own.upload(device, &mut encoder, &self.arena, (number, phase), cpu, inputs)?;
+        self.given = given.unwrap_or(self.given);
+        if bytes > 0 {
+            after(Moment::Uploaded { bytes });
         }
         if !phase.dispatches.is_empty() {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -155,9 +162,12 @@ impl Memory {
         device: &Device,
         (number, phase): (usize, &Phase),
         cpu: &mut Cpu,
+        inputs: &[&Tensor],
     ) -> Result<(), String> {
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.lanes[0].upload(device, &mut encoder, &self.arena, (number, phase), cpu)?;
+        let lane = &mut self.lanes[0];
+        let (_, given) = lane.upload(device, &mut encoder, &self.arena, (number, phase), cpu, inputs)?;
+        self.given = given.unwrap_or(self.given);
         device.queue.submit([encoder.finish()]);
         Ok(())
     }
@@ -181,6 +191,9 @@ impl Memory {
         let mut current = None;
         for i in range {
             let dispatch = &phase.dispatches[i];
+            if dispatch.given.is_some_and(|given| given != self.given) {
+                continue;
+            }
             if current != Some(dispatch.variant) {
                 pass.set_pipeline(device.pipeline(dispatch.variant).ok_or("a kernel was not prepared")?);
                 current = Some(dispatch.variant);

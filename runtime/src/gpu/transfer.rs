@@ -16,9 +16,13 @@ use std::{
 
 use super::{
     device::Device,
-    program::{Phase, Program, Transfer},
+    ends::Given,
+    program::{Phase, Program, Raw, Transfer},
 };
-use crate::cpu::{Cpu, View};
+use crate::{
+    cpu::{Cpu, View},
+    tensor::{Data, Tensor},
+};
 
 /// How long a submission may take: software that plays a GPU needs seconds for large networks.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -50,7 +54,8 @@ impl Lane {
         Self { staging, readback }
     }
 
-    /// Puts the uploads of phase `number` where the GPU finds them, and encodes the copies to their places.
+    /// Puts the uploads of phase `number` where the GPU finds them, and encodes the copies to their places. Returns how many
+    /// bytes they are, and what the first input is, if it is among them.
     pub(super) fn upload(
         &mut self,
         device: &Device,
@@ -58,14 +63,17 @@ impl Lane {
         arena: &wgpu::Buffer,
         (number, phase): (usize, &Phase),
         cpu: &mut Cpu,
-    ) -> Result<(), String> {
-        let Some(staging) = self.staging.get_mut(number).and_then(Option::as_mut) else { return Ok(()) };
+        inputs: &[&Tensor],
+    ) -> Result<(u64, Option<Given>), String> {
+        let Some(staging) = self.staging.get_mut(number).and_then(Option::as_mut) else {
+            return Ok((0, None));
+        };
         if !staging.mapped.load(Acquire) {
             // A run before this one has failed, and what became of its submission nobody knows.
             *staging = Staging::new(device, staging.buffer.size());
         }
         let mut view = staging.buffer.slice(..).get_mapped_range_mut().map_err(|e| e.to_string())?;
-        let mut at = 0;
+        let (mut at, mut first) = (0, None);
         for transfer in &phase.uploads {
             let bytes = length(transfer);
             pack(cpu, transfer, view.slice(at..at + bytes));
@@ -73,11 +81,19 @@ impl Lane {
             encoder.copy_buffer_to_buffer(from, at as u64, arena, to, bytes as u64);
             at += bytes;
         }
+        for raw in &phase.raws {
+            let tensor = inputs.get(raw.input).ok_or("an input is missing")?;
+            let (bytes, given) = hand_over(cpu, tensor, raw, view.slice(at..at + 4 * raw.values))?;
+            first = first.or((raw.input == 0).then_some(given));
+            let (from, to) = (&staging.buffer, raw.at as u64);
+            encoder.copy_buffer_to_buffer(from, at as u64, arena, to, bytes as u64);
+            at += bytes;
+        }
         drop(view);
         staging.mapped.store(false, Release);
         staging.buffer.unmap();
         staging.map_after(encoder);
-        Ok(())
+        Ok((at as u64, first))
     }
 
     /// Encodes the copies of a phase's downloads, and submits all that is encoded.
@@ -196,8 +212,10 @@ impl Staging {
     }
 }
 
-pub(super) fn uploaded(phase: &Phase) -> u64 {
-    phase.uploads.iter().map(length).sum::<usize>() as u64
+/// Bytes at most.
+fn uploaded(phase: &Phase) -> u64 {
+    let raws = phase.raws.iter().map(|raw| 4 * raw.values);
+    phase.uploads.iter().map(length).chain(raws).sum::<usize>() as u64
 }
 
 pub(super) fn downloaded(phase: &Phase) -> u64 {
@@ -234,6 +252,44 @@ fn pack(cpu: &mut Cpu, transfer: &Transfer, to: wgpu::WriteOnly<'_, [u8]>) {
     if !rest.is_empty() {
         let view = cpu.bytes(place).after(pixels_done(blocks.len() * BLOCK));
         pack_part(channels, view, rest, spot.stride);
+    }
+}
+
+/// Writes an input as it is; how many bytes that are, in whole words, and what it is.
+fn hand_over(
+    cpu: &mut Cpu,
+    tensor: &Tensor,
+    raw: &Raw,
+    to: wgpu::WriteOnly<'_, [u8]>,
+) -> Result<(usize, Given), String> {
+    let values = raw.values;
+    if tensor.data().len() != values {
+        return Err(format!("a value of shape {:?} where {values} elements belong", tensor.shape()));
+    }
+    match tensor.data() {
+        Data::F32(reals) => {
+            let (blocks, rest) = to.into_chunks::<BLOCK>();
+            let blocks: Vec<_> = blocks.into_iter().map(|block| Mutex::new(Some(block))).collect();
+            let words = |to: wgpu::WriteOnly<'_, [u8]>, from: &[f32]| {
+                let (words, _) = to.into_chunks::<4>();
+                words.write_iter(from.iter().map(|real| real.to_le_bytes()));
+            };
+            cpu.parts(blocks.len(), &|number| {
+                let block = blocks[number].lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(block) = block {
+                    words(block.into(), &reals[number * (BLOCK / 4)..][..BLOCK / 4]);
+                }
+            });
+            words(rest, &reals[blocks.len() * (BLOCK / 4)..]);
+            Ok((4 * values, Given::Real))
+        }
+        Data::U8(bytes) if raw.picture => {
+            let count = values.next_multiple_of(4);
+            let (to, _) = to.split_at(count);
+            to.write_iter(bytes.iter().copied().chain(iter::repeat(0)).take(count));
+            Ok((count, Given::Picture))
+        }
+        other => Err(format!("a value of {} where f32 belongs", other.type_name())),
     }
 }
 

@@ -47,11 +47,17 @@ fn inputs(model: &Model) -> Vec<Tensor> {
         state ^= state << 5;
         state
     };
+    // What is at the ends of f32 or no number at all comes now and then.
+    let strange = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e30, -1e-40];
     let tensor = |(dims, data_type): (Vec<usize>, Option<DataType>)| {
         let range = 0..dims.iter().product::<usize>();
+        let mut real = |i: usize| match i % 23 {
+            17 => strange[i / 23 % strange.len()],
+            _ => next() as f32 / u32::MAX as f32 * 5.0 - 2.5,
+        };
         let data = match data_type {
-            Some(DataType::Uint8) => Data::U8(range.map(|_| next() as u8).collect()),
-            _ => Data::F32(range.map(|_| next() as f32 / u32::MAX as f32 * 5.0 - 2.5).collect()),
+            Some(DataType::Uint8) => Data::U8(range.map(|i| real(i).to_bits() as u8).collect()),
+            _ => Data::F32(range.map(real).collect()),
         };
         Tensor::new(dims, data).unwrap()
     };
@@ -134,12 +140,14 @@ fn check(name: &str, model: &Model, compared: Compared) {
     }
 }
 
-/// A case on all devices, with another variant of each kernel every time.
+/// A case on all devices, with another variant of each kernel every time, and its input quantised by one or the other.
 fn check_case(devices: &mut [(String, Option<Device>)], name: &str, number: usize, model: &Model) -> usize {
     let mut left = 0;
     for (i, device) in devices.iter_mut().enumerate() {
         let forced = Some(number.wrapping_mul(31) + 7 * i);
-        left = run_on(name, model, Compared::Outputs, device, Choices { forced, ..Default::default() }).1;
+        let takes_from = if (number + i / 2).is_multiple_of(2) { 0 } else { usize::MAX };
+        let choices = Choices { forced, takes_from, ..Default::default() };
+        left = run_on(name, model, Compared::Outputs, device, choices).1;
     }
     left
 }
@@ -276,6 +284,42 @@ fn difference(a: &Tensor, b: &Tensor) -> String {
     let wrong = a.split(',').zip(b.split(',')).enumerate().filter(|(_, (a, b))| a != b);
     let wrong: Vec<String> = wrong.map(|(i, (a, b))| format!("{i}: {a} for {b}")).collect();
     format!("{} wrong: {:?}", wrong.len(), &wrong[..wrong.len().min(8)])
+}
+
+/// Pictures are looked up on the GPU, between frames of f32 that it quantises.
+#[test]
+fn pictures_are_exact() {
+    let isa = Isa::chosen().unwrap();
+    for (name, own) in &mut devices() {
+        for number in 0..3 {
+            let model = cases::operator_case("ArgMax", number);
+            let closed = model.closed_inputs();
+            let [1, c, h, w] = closed[0].1[..] else { panic!("no image") };
+            let shapes = model.shapes(&closed).unwrap();
+            let wanted = model.graph().outputs().to_vec();
+            let pictures = Pictures {
+                mean: (0..c).map(|i| 100.0 + 3.0 * i as f32).collect(),
+                std: (0..c).map(|i| 40.0 + i as f32).collect(),
+            };
+            let sketch = |sources| Sketch::with(model.graph(), &shapes, &wanted, isa, sources).unwrap();
+            let plan = |sources| sketch(sources).build(1).unwrap().with_pictures(Some(&pictures));
+            let mut cpu = plan(Sources::Dropped);
+            let mut gpu = Gpu::of(plan(Sources::Kept), own.take().unwrap(), Choices::default()).unwrap();
+            assert!(
+                gpu.takes_pictures() && gpu.program.on_gpu.iter().filter(|on| !**on).count() == 1,
+                "{name}"
+            );
+            let bytes = (0..c * h * w).map(|i| (i * 37 % 256) as u8).collect();
+            let picture = Tensor::new(vec![1, h, w, c], Data::U8(bytes)).unwrap();
+            let frame = inputs(&model).remove(0);
+            for input in [&picture, &frame, &picture] {
+                assert_eq!(gpu.run(&[input]).unwrap(), cpu.run(&[input]).unwrap(), "{name}, {number}");
+            }
+            let wrong = Tensor::new(vec![2], Data::U8(vec![0; 2])).unwrap();
+            assert!(gpu.run(&[&wrong]).is_err());
+            *own = Some(gpu.device);
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,70 @@
+//! A network's inputs as they come, made to activations by the GPU.
+
+use andon_shaders::{PictureParams, QuantiseParams, Variant};
+
+use super::{
+    exact,
+    layout::Spot,
+    lower::{Lowering, at},
+};
+use crate::cpu::{Intake, Shape};
+
+/// What an input is in a run, where it may be one or the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Given {
+    Real,
+    Picture,
+}
+
+impl Lowering {
+    /// Where an input goes so that the GPU can quantise it; then the jobs are there.
+    pub(crate) fn intake(&mut self, step: usize, intake: &Intake<'_>) -> Option<Spot> {
+        let stairs = exact::numbered_stairs(&intake.byte)?;
+        let (values, to) = (intake.to.shape.bytes(), self.layout.spot(&intake.to));
+        if intake.pictures.is_some_and(|tables| tables.len() != to.shape.c) {
+            return None;
+        }
+        self.begin(step);
+        let raw = self.buffer(Shape { h: 1, w: 1, c: 4 * values });
+        let out = if to.writable() { to } else { self.buffer(to.shape) };
+        let (stairs, nan) = (self.constants.integers(&stairs), (intake.byte)(f32::NAN));
+        let (words, pixels, channels) = (out.words(), out.shape.pixels(), out.shape.c);
+        let steps = if intake.planes { [1, pixels] } else { [channels, 1] };
+        self.given(intake.pictures.map(|_| Given::Real));
+        self.push(Variant::Quantise, words * pixels, &[raw, out], move |bases| {
+            let params = QuantiseParams {
+                in_base: at(raw, bases),
+                pixel_step: steps[0] as u32,
+                channel_step: steps[1] as u32,
+                channels: channels as u32,
+                out_base: at(out, bases),
+                out_stride: out.stride as u32 / 4,
+                out_words: words as u32,
+                pixels: pixels as u32,
+                stairs,
+                nan: nan.into(),
+            };
+            params.words()
+        });
+        if let Some(tables) = intake.pictures {
+            let tables = self.constants.bytes(tables.as_flattened());
+            self.given(Some(Given::Picture));
+            self.push(Variant::Picture, words * pixels, &[raw, out], move |bases| {
+                let params = PictureParams {
+                    in_base: at(raw, bases),
+                    channels: channels as u32,
+                    out_base: at(out, bases),
+                    out_stride: out.stride as u32 / 4,
+                    out_words: words as u32,
+                    pixels: pixels as u32,
+                    tables,
+                };
+                params.words()
+            });
+        }
+        if out != to {
+            self.moved(step, out, to)?;
+        }
+        Some(raw)
+    }
+}
