@@ -5,6 +5,7 @@
 //! arithmetic, bit for bit; the same bytes come out on every processor. What has no byte step runs on plain tensors
 //! ([`crate::plain`]) or as an [`island`] on tract.
 
+mod activation;
 mod arena;
 mod convert;
 mod dealing;
@@ -26,10 +27,10 @@ use kernels::{Bytes, Team};
 use plan::{Plan, Scratch, Work};
 use schedule::Schedule;
 
+pub(crate) use activation::{Place, Shape, View};
 pub(crate) use arena::arrange;
 pub(crate) use kernels::Target;
 pub(crate) use kernels::{Isa, multiply_accumulate};
-pub(crate) use plan::{Place, Shape, View};
 pub(crate) use schedule::Part;
 pub(crate) use steps::{Intake, Touched};
 
