@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use andon_shaders::Variant;
 use serde::{Deserialize, Serialize};
 
+use super::tune::Tuning;
+
 /// What a step asks of a kernel that has variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -97,6 +99,12 @@ impl Choices {
         let hard = kind != wgpu::DeviceType::Cpu;
         let takes_from = if hard { 10_000 } else { usize::MAX };
         Self { threads, largest: hard, whole: !small, takes_from, ..Default::default() }
+    }
+
+    /// What is known of an adapter by its kind, and by a tuning that is of it.
+    pub(crate) fn known(info: &wgpu::AdapterInfo, tuning: Option<&Tuning>) -> Self {
+        let known = tuning.filter(|tuning| tuning.fits(info)).map(Tuning::known);
+        Self { known: known.unwrap_or_default(), ..Self::of(info.device_type) }
     }
 
     /// The variants that are worth a measurement, never none, the most promising first.

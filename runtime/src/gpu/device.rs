@@ -91,6 +91,9 @@ fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
 const WELCOME: wgpu::Features =
     wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::SHADER_F16).union(wgpu::Features::PIPELINE_CACHE);
 
+/// Pipelines that are not yet a device's.
+pub(crate) type Compiled = Vec<(Variant, wgpu::ComputePipeline)>;
+
 pub(crate) struct Device {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
@@ -184,13 +187,13 @@ impl Device {
         Ok(Self { kept: Some((Arc::clone(cache), own)), ..self })
     }
 
-    /// Makes the pipelines of variants that are not there yet; drivers compile several at a time.
-    pub(crate) fn prepare(&mut self, variants: impl Iterator<Item = Variant>) -> Result<(), String> {
+    /// The pipelines of variants that are not there yet; drivers compile several at a time.
+    pub(crate) fn compiled(&self, variants: impl Iterator<Item = Variant>) -> Result<Compiled, String> {
         let missing: HashSet<Variant> = variants.filter(|v| !self.pipelines.contains_key(v)).collect();
         let missing: Vec<Variant> = missing.into_iter().collect();
         let workers = thread::available_parallelism().map_or(1, usize::from).min(missing.len());
         let next = AtomicUsize::new(0);
-        let (device, missing) = (&*self, &missing);
+        let (device, missing) = (self, &missing);
         let work = || {
             let mut made = vec![];
             while let Some(variant) = missing.get(next.fetch_add(1, Relaxed)) {
@@ -206,13 +209,17 @@ impl Device {
             mine.chain(others.into_iter().map(|other| other.join().unwrap_or_else(|_| ended())))
                 .collect::<Result<Vec<_>, String>>()
         });
-        self.pipelines.extend(made?.into_iter().flatten());
-        if let (Some((cache, own)), false) = (&self.kept, missing.is_empty())
+        Ok(made?.into_iter().flatten().collect())
+    }
+
+    /// Takes what [`Device::compiled`] gave.
+    pub(crate) fn adopt(&mut self, compiled: Compiled) {
+        if let (Some((cache, own)), false) = (&self.kept, compiled.is_empty())
             && let Some(data) = own.get_data()
         {
             cache.put(data);
         }
-        Ok(())
+        self.pipelines.extend(compiled);
     }
 
     /// The pipeline of a text of ours.

@@ -33,7 +33,11 @@ pub(crate) use fault::Fault;
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
 pub use tune::{AdapterKey, Tuned, Tuning, has_gpu_steps, tune};
 
-use std::{collections::VecDeque, sync::Arc, thread};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, mpsc},
+    thread,
+};
 
 use program::Program;
 use run::Memory;
@@ -78,23 +82,7 @@ pub(crate) struct Extras<'a> {
 }
 
 impl Gpu {
-    /// `cpu`: as [`plan`] makes it; `tuning` counts if it is of this GPU.
-    pub(crate) fn new(
-        cpu: Cpu,
-        device: Device,
-        fault: Option<Fault>,
-        tuning: Option<&Tuning>,
-    ) -> Result<Self, String> {
-        let mut choices = Choices::of(device.info.device_type);
-        if let Some(tuning) = tuning.filter(|tuning| tuning.fits(&device.info)) {
-            choices.known = tuning.known();
-        }
-        fault.map_or(Ok(()), |fault| fault.memory(&device))?;
-        let gpu = Self::of(cpu, device, choices)?;
-        Ok(Self { fault, ..gpu })
-    }
-
-    /// On the adapter that the environment names, else on the best.
+    /// On the adapter that the environment names, else on the best; a tuning counts if it is of that one.
     pub(crate) fn chosen(
         graph: &Graph,
         shapes: &Shapes,
@@ -109,25 +97,55 @@ impl Gpu {
             let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
             let fault = Fault::asked()?;
             fault.map_or(Ok(()), Fault::adapter)?;
-            // Either takes its time, on another part of the machine.
-            let (device, cpu) = thread::scope(|scope| {
-                let device = scope.spawn(|| guarded(|| Device::new(&chosen()?, checks)?.keeping(pipelines)));
-                let cpu = plan(graph, shapes, outputs, isa, threads);
-                let cpu = cpu.map(|cpu| cpu.with_pictures(pictures));
-                (device.join(), cpu)
+            // Either takes its time, on another part of the machine; kernels are chosen once the adapter is known.
+            let (found, adapter) = mpsc::channel();
+            let (device, draft) = thread::scope(|scope| {
+                let device = scope.spawn(|| {
+                    guarded(|| {
+                        let adapter = chosen()?;
+                        // Whoever waits has given up if this fails.
+                        found.send(adapter.get_info()).ok();
+                        drop(found);
+                        Device::new(&adapter, checks)?.keeping(pipelines)
+                    })
+                });
+                let draft = plan(graph, shapes, outputs, isa, threads).and_then(|cpu| {
+                    let cpu = cpu.with_pictures(pictures);
+                    let Ok(info) = adapter.recv() else { return Ok(None) };
+                    Program::new(&cpu, Choices::known(&info, tuning)).map(|program| Some((cpu, program)))
+                });
+                (device.join(), draft)
             });
-            let device = device.map_err(|_| "the thread that makes a device has ended")?;
-            Self::new(cpu?, device?, fault, tuning)
+            let device = device.map_err(|_| "the thread that makes a device has ended")??;
+            let (cpu, program) = draft?.ok_or("the adapter was lost from sight")?;
+            fault.map_or(Ok(()), |fault| fault.memory(&device))?;
+            let gpu = Self::assembled(cpu, program, device)?;
+            Ok(Self { fault, ..gpu })
         })
     }
 
     /// `cpu`: a plan whose steps have kept what they were made from.
-    pub(crate) fn of(cpu: Cpu, mut device: Device, choices: Choices) -> Result<Self, String> {
-        let (program, order) = Program::new(&cpu, choices)?;
+    pub(crate) fn of(cpu: Cpu, device: Device, choices: Choices) -> Result<Self, String> {
+        let program = Program::new(&cpu, choices)?;
+        Self::assembled(cpu, program, device)
+    }
+
+    /// `program`: with the order in which it runs the plan's steps.
+    fn assembled(
+        cpu: Cpu,
+        (program, order): (Program, Vec<usize>),
+        mut device: Device,
+    ) -> Result<Self, String> {
         let cpu = cpu.reordered(&order);
         let dispatches = program.phases.iter().flat_map(|phase| &phase.dispatches);
-        device.prepare(dispatches.map(|dispatch| dispatch.variant))?;
-        let memory = Memory::new(&device, &program)?;
+        // Weights go up while kernels are compiled.
+        let (memory, compiled) = thread::scope(|scope| {
+            let memory = scope.spawn(|| guarded(|| Memory::new(&device, &program)));
+            let compiled = device.compiled(dispatches.map(|dispatch| dispatch.variant));
+            (memory.join(), compiled)
+        });
+        device.adopt(compiled?);
+        let memory = memory.map_err(|_| "the thread that fills the GPU's memory has ended")??;
         let overlaps = program.overlaps(&cpu);
         let flights = VecDeque::new();
         Ok(Self { device, program, memory, cpu, flights, overlaps, fault: None, runs: 0 })

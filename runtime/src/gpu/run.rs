@@ -63,9 +63,18 @@ impl Memory {
         for (at, bytes) in &program.fills {
             device.queue.write_buffer(&arena, *at as u64, bytes);
         }
-        let bytes: Vec<u8> = program.constants.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let constants = buffer(bytes.len() as u64, Usage::STORAGE | Usage::COPY_DST);
-        device.queue.write_buffer(&constants, 0, &bytes);
+        let constants = device.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 4 * program.constants.len() as u64,
+            usage: Usage::STORAGE,
+            mapped_at_creation: true,
+        });
+        // Weights are written where they go from, without a copy of their own.
+        let mut view = constants.slice(..).get_mapped_range_mut().map_err(|e| e.to_string())?;
+        let (words, _) = view.slice(..).into_chunks::<4>();
+        words.write_iter(program.constants.iter().map(|word| word.to_le_bytes()));
+        drop(view);
+        constants.unmap();
         let (mut offsets, mut bytes) = (vec![], vec![]);
         for phase in &program.phases {
             offsets.push(bytes.len() as u32);

@@ -28,7 +28,9 @@ fn each_frame_has_its_result_under_each_fault() {
                 let shapes = model.shapes(&model.closed_inputs()).map_err(|e| e.to_string())?;
                 let device = Device::new(&adapter, Checks::Off)?;
                 let cpu = plan(model.graph(), &shapes, &wanted, isa, 1)?;
-                let gpu = Gpu::new(cpu, device, Some(fault), None)?;
+                fault.memory(&device)?;
+                let choices = Choices::of(device.info.device_type);
+                let gpu = Gpu { fault: Some(fault), ..Gpu::of(cpu, device, choices)? };
                 Ok(Box::new(gpu) as Box<dyn Engine>)
             };
             // Each frame a minute after the last, so that what failed is made anew at once.
