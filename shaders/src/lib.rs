@@ -110,6 +110,7 @@ pub enum Variant {
     },
     Quantise,
     Picture,
+    Dequantise,
 }
 
 impl Variant {
@@ -195,6 +196,7 @@ impl Variant {
                 (QuantiseParams::WGSL, &[stairs, include_str!("../wgsl/quantise.wgsl")], vec![])
             }
             Self::Picture => (PictureParams::WGSL, &[include_str!("../wgsl/picture.wgsl")], vec![]),
+            Self::Dequantise => (DequantiseParams::WGSL, &[include_str!("../wgsl/dequantise.wgsl")], vec![]),
             Self::Copy => (CopyParams::WGSL, &[include_str!("../wgsl/copy.wgsl")], vec![]),
         };
         let text = [&[params, common], texts].concat().join("\n");
@@ -243,6 +245,7 @@ impl Variant {
             Self::ChannelMean,
             Self::Quantise,
             Self::Picture,
+            Self::Dequantise,
         ];
         all.extend([1, 8].map(|parts| Self::Mean { parts }));
         for parts in [1, 16] {

@@ -115,6 +115,12 @@ params! {
 }
 
 params! {
+    /// Steps from a pixel's or a channel's value to the next one's; `first` of the `channels` that are wanted.
+    DequantiseParams:
+    in_base in_stride first channels out_base pixel_step channel_step pixels values
+}
+
+params! {
     /// `count` words are assembled; all else is in bytes.
     CopyParams:
     in_base channel_step out_base out_stride channels pixels count

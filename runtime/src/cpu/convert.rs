@@ -175,6 +175,13 @@ impl Export {
         Tensor::new(self.dims.clone(), data).map_err(|e| e.to_string())
     }
 
+    /// The tensor of real values that another executor has made, in its order, as bytes.
+    pub(super) fn receive(&self, pool: &Pool, bytes: &[u8]) -> Result<Tensor, String> {
+        let mut out = pool.list(self.dims.iter().product());
+        taken_over(&mut out, bytes);
+        Tensor::f32(self.dims.clone(), out).map_err(|e| e.to_string())
+    }
+
     /// Into all of `out`.
     fn gather<T: Send>(
         &self,
@@ -241,6 +248,30 @@ impl Piece {
         planes(team, rows, (row, self.column), area, from, |q| self.values[usize::from(q)]);
         Tensor::f32(self.dims.clone(), out).map_err(|e| e.to_string())
     }
+
+    /// As [`Self::run`], of real values that another executor has made, channel by channel, as bytes.
+    pub(super) fn receive(
+        &self,
+        pool: &Pool,
+        shape: Shape,
+        bytes: &[u8],
+        whole: Option<Tensor>,
+    ) -> Result<Tensor, String> {
+        let mut out = begun(pool, &self.dims, whole)?;
+        let row = self.dims.last().copied().unwrap_or(0);
+        let area = shape.pixels();
+        let rows = self.row * row..(self.row + self.channels.len()) * row;
+        let rows = out.get_mut(rows).filter(|_| self.column + area <= row);
+        let rows = rows.ok_or("a piece that is larger than the whole")?;
+        for (row, bytes) in rows.chunks_exact_mut(row).zip(bytes.chunks_exact(4 * area)) {
+            taken_over(&mut row[self.column..][..area], bytes);
+        }
+        Tensor::f32(self.dims.clone(), out).map_err(|e| e.to_string())
+    }
+}
+
+fn taken_over(out: &mut [f32], bytes: &[u8]) {
+    out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(out, bytes)| *out = f32::from_le_bytes(*bytes));
 }
 
 /// A tensor that gets its elements piece by piece; `whole`: what it has so far.

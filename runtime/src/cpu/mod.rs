@@ -32,7 +32,7 @@ pub(crate) use arena::arrange;
 pub(crate) use kernels::Target;
 pub(crate) use kernels::{Isa, multiply_accumulate};
 pub(crate) use schedule::Part;
-pub(crate) use steps::{Intake, Touched};
+pub(crate) use steps::{Intake, Outlet, Touched};
 
 use crate::{
     engine::{Engine, guarded},

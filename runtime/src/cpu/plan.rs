@@ -281,6 +281,21 @@ impl Plan {
         Ok(())
     }
 
+    /// What another executor has made for a step: real values of one of its [`super::Cpu::outlets`].
+    pub(super) fn receive(&mut self, number: usize, outlet: usize, bytes: &[u8]) -> Result<(), String> {
+        let Self { steps, values, pool, .. } = self;
+        match &steps[number].work {
+            Work::Export { to, export, .. } => values[*to] = Some(export.receive(pool, bytes)?),
+            Work::Deal { from, pieces } => {
+                let piece = pieces.get(outlet).ok_or(MISSING)?;
+                let whole = values[piece.to].take();
+                values[piece.to] = Some(piece.receive(pool, from.shape, bytes, whole)?);
+            }
+            _ => return Err(MISSING.into()),
+        }
+        Ok(())
+    }
+
     /// What the steps have left.
     pub(super) fn outputs(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         let Self { constants, outputs, values, pool, .. } = self;

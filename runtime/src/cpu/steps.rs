@@ -1,7 +1,10 @@
 //! A plan as another executor sees it: what its steps touch and what they compute, and single steps to be run here.
 
+use std::ops::Range;
+
 use super::{
     Cpu,
+    convert::{Form, Piece},
     describe::Description,
     plan::{Context, Order, Place, Slot, View, ViewMut, Work},
 };
@@ -25,6 +28,16 @@ pub(crate) struct Intake<'a> {
     pub(crate) byte: Box<dyn Fn(f32) -> u8 + 'a>,
     /// What becomes of the bytes of a picture, for each channel, if the input may be one.
     pub(crate) pictures: Option<&'a [[u8; 256]]>,
+}
+
+/// Real values of some channels of an activation, which a step makes plain.
+pub(crate) struct Outlet<'a> {
+    pub(crate) from: Place,
+    pub(crate) channels: Range<usize>,
+    /// Channel after channel; otherwise pixel after pixel.
+    pub(crate) planes: bool,
+    /// Of each byte.
+    pub(crate) values: &'a [f32; 256],
 }
 
 impl Cpu {
@@ -72,6 +85,32 @@ impl Cpu {
             }),
             _ => None,
         }
+    }
+
+    /// What a step does, if it only makes plain what an activation's bytes mean.
+    pub(crate) fn outlets<'a>(&'a self, step: usize) -> Vec<Outlet<'a>> {
+        match &self.plan.steps[step].work {
+            Work::Export { from, export, .. } => {
+                let Form::Real(values) = &export.form else { return vec![] };
+                let planes = export.order == Order::ChannelsLast;
+                vec![Outlet { from: *from, channels: 0..from.shape.c, planes, values }]
+            }
+            Work::Deal { from, pieces } => {
+                let outlet = |piece: &'a Piece| Outlet {
+                    from: *from,
+                    channels: piece.channels.clone(),
+                    planes: true,
+                    values: &piece.values,
+                };
+                pieces.iter().map(outlet).collect()
+            }
+            _ => vec![],
+        }
+    }
+
+    /// Real values that were made for a step, of its outlet number `outlet`, as bytes, the lowest first.
+    pub(crate) fn receive(&mut self, step: usize, outlet: usize, bytes: &[u8]) -> Result<(), String> {
+        self.plan.receive(step, outlet, bytes)
     }
 
     /// Bytes of each buffer; places name them by number.

@@ -85,6 +85,8 @@ pub(crate) struct Choices {
     pub(crate) whole: bool,
     /// Inputs of so many values and more are quantised on the GPU.
     pub(crate) takes_from: usize,
+    /// Real values leave as such: four times as much to be brought back, and less to be done with it.
+    pub(crate) gives: bool,
 }
 
 impl Choices {
@@ -98,7 +100,8 @@ impl Choices {
         let small = matches!(kind, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other);
         let hard = kind != wgpu::DeviceType::Cpu;
         let takes_from = if hard { 10_000 } else { usize::MAX };
-        Self { threads, largest: hard, whole: !small, takes_from, ..Default::default() }
+        let gives = kind == wgpu::DeviceType::IntegratedGpu;
+        Self { threads, largest: hard, whole: !small, takes_from, gives, ..Default::default() }
     }
 
     /// What is known of an adapter by its kind, and by a tuning that is of it.

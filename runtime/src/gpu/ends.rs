@@ -1,13 +1,13 @@
-//! A network's inputs as they come, made to activations by the GPU.
+//! Where bytes begin and end on the GPU: inputs of the network as they come, and real values as they leave.
 
-use andon_shaders::{PictureParams, QuantiseParams, Variant};
+use andon_shaders::{DequantiseParams, PictureParams, QuantiseParams, Variant};
 
 use super::{
     exact,
     layout::Spot,
     lower::{Lowering, at},
 };
-use crate::cpu::{Intake, Shape};
+use crate::cpu::{Intake, Outlet, Shape};
 
 /// What an input is in a run, where it may be one or the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,5 +66,32 @@ impl Lowering {
             self.moved(step, out, to)?;
         }
         Some(raw)
+    }
+
+    /// Where the values of an outlet are in the end, channel after channel or pixel after pixel; then the jobs are there.
+    pub(crate) fn outlet(&mut self, step: usize, outlet: &Outlet<'_>) -> Option<Spot> {
+        self.begin(step);
+        let from = self.readable(self.layout.spot(&outlet.from))?;
+        let (pixels, channels) = (from.shape.pixels(), outlet.channels.len());
+        let to = self.buffer(Shape { h: 1, w: 1, c: 4 * channels * pixels });
+        let values = self.constants.list(outlet.values.map(f32::to_bits).to_vec());
+        let steps = if outlet.planes { [1, pixels] } else { [channels, 1] };
+        let (first, words) =
+            (outlet.channels.start, outlet.channels.end.div_ceil(4) - outlet.channels.start / 4);
+        self.push(Variant::Dequantise, words * pixels, &[from, to], move |bases| {
+            let params = DequantiseParams {
+                in_base: at(from, bases),
+                in_stride: from.stride as u32 / 4,
+                first: first as u32,
+                channels: channels as u32,
+                out_base: at(to, bases),
+                pixel_step: steps[0] as u32,
+                channel_step: steps[1] as u32,
+                pixels: pixels as u32,
+                values,
+            };
+            params.words()
+        });
+        Some(to)
     }
 }

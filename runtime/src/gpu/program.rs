@@ -30,6 +30,17 @@ pub(crate) struct Raw {
     pub(crate) at: usize,
 }
 
+/// Real values that the GPU has made for a step, on their way to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Values {
+    pub(crate) step: usize,
+    /// Number of the step's outlet.
+    pub(crate) outlet: usize,
+    pub(crate) bytes: usize,
+    /// Where they begin in the GPU's arena, in bytes.
+    pub(crate) at: usize,
+}
+
 /// An activation on its way between the two arenas.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Transfer {
@@ -61,6 +72,19 @@ pub(crate) struct Phase {
     pub(crate) uploads: Vec<Transfer>,
     pub(crate) dispatches: Vec<Dispatch>,
     pub(crate) downloads: Vec<Transfer>,
+    pub(crate) values: Vec<Values>,
+}
+
+impl Phase {
+    /// Whether the GPU has anything to do in it.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        !self.uploads.is_empty() || !self.dispatches.is_empty() || self.has_results()
+    }
+
+    /// Whether anything is brought back.
+    pub(crate) fn has_results(&self) -> bool {
+        !self.downloads.is_empty() || !self.values.is_empty()
+    }
 }
 
 pub(crate) struct Program {
@@ -102,6 +126,8 @@ impl Program {
         let mut on_gpu = Vec::with_capacity(touched.len());
         // Inputs that the GPU quantises: the step, and where they go.
         let mut intakes = vec![];
+        // Real values that it makes: the step, which of its outlets, and where they are.
+        let mut outlets = vec![];
         // Whether the step before has done the work of this one.
         let mut spared = false;
         for (at, step) in touched.iter().enumerate() {
@@ -120,6 +146,13 @@ impl Program {
                     at: 0,
                 };
                 intakes.push((at, raw, spot));
+                on_gpu.push(true);
+                continue;
+            }
+            if lowering.choices.gives
+                && let Some(spots) = given_out(cpu, &touched, &on_gpu, &mut lowering)
+            {
+                outlets.extend(spots.into_iter().enumerate().map(|(outlet, spot)| (at, outlet, spot)));
                 on_gpu.push(true);
                 continue;
             }
@@ -178,6 +211,10 @@ impl Program {
         for (at, raw, spot) in intakes {
             draft[phase_of[at]].raws.push((raw, spot));
         }
+        for (at, outlet, spot) in outlets {
+            let values = Values { step: number[&at], outlet, bytes: spot.shape.c, at: 0 };
+            draft[phase_of[at]].values.push((values, spot));
+        }
         for job in jobs {
             draft[phase_of[job.step]].jobs.push(job);
         }
@@ -193,12 +230,15 @@ impl Program {
         let transfer =
             |(place, spot): (Place, Spot)| Transfer { place, spot, at: bases[spot.buffer] + spot.offset };
         let raw = |(raw, spot): (Raw, Spot)| Raw { at: bases[spot.buffer] + spot.offset, ..raw };
+        let given =
+            |(values, spot): (Values, Spot)| Values { at: bases[spot.buffer] + spot.offset, ..values };
         let phase = |draft: Draft| Phase {
             steps: draft.steps,
             raws: draft.raws.into_iter().map(raw).collect(),
             uploads: draft.uploads.into_iter().map(transfer).collect(),
             dispatches: draft.jobs.into_iter().map(|job| dispatch(job, &bases, &number)).collect(),
             downloads: draft.downloads.into_iter().map(transfer).collect(),
+            values: draft.values.into_iter().map(given).collect(),
         };
         let phases = draft.into_iter().map(phase).collect();
         let on_gpu = order.iter().map(|at| on_gpu[*at]).collect();
@@ -232,12 +272,9 @@ impl Program {
         let touched = cpu.touched();
         let takes_in =
             |step: &usize| touched[*step].values_read.is_empty() && touched[*step].values_written.is_empty();
-        let on_cpu = |phase: &Phase| {
-            let gpu =
-                !phase.uploads.is_empty() || !phase.dispatches.is_empty() || !phase.downloads.is_empty();
-            !gpu && phase.steps.iter().all(|step| !cpu.reads_inputs(*step))
-        };
-        !first.downloads.is_empty()
+        let on_cpu =
+            |phase: &Phase| !phase.is_on_gpu() && phase.steps.iter().all(|step| !cpu.reads_inputs(*step));
+        first.has_results()
             && first.steps.iter().all(takes_in)
             && others.iter().all(on_cpu)
             && !cpu.gives_inputs()
@@ -257,6 +294,25 @@ fn put_elsewhere(cpu: &Cpu, touched: &[Touched], at: usize) -> Option<Place> {
         |other: &&Touched| other.reads.iter().chain(&other.writes).any(|place| place.buffer == result.buffer);
     let alone = touched.iter().filter(touches).count() == 2;
     next.writes.filter(|_| copies && alone && next.reads == [result])
+}
+
+/// Where the real values of the next step's outlets are, if it has any, and if all that they are made of is on the GPU.
+fn given_out(cpu: &Cpu, touched: &[Touched], on_gpu: &[bool], lowering: &mut Lowering) -> Option<Vec<Spot>> {
+    let at = on_gpu.len();
+    let from = touched[at].reads.first()?.buffer;
+    let writes = |step: &Touched| step.writes.is_some_and(|place| place.buffer == from);
+    let (before, after) = touched.split_at(at);
+    let made = before.iter().zip(on_gpu).filter(|(step, _)| writes(step)).map(|(_, on_gpu)| *on_gpu);
+    let outlets = cpu.outlets(at);
+    if outlets.is_empty() || after.iter().any(writes) || !made.clone().all(|on| on) || made.count() == 0 {
+        return None;
+    }
+    let jobs = lowering.jobs.len();
+    let spots: Option<Vec<Spot>> = outlets.iter().map(|outlet| lowering.outlet(at, outlet)).collect();
+    if spots.is_none() {
+        lowering.jobs.truncate(jobs);
+    }
+    spots
 }
 
 /// Whether the buffer that a step writes into is written by both sides.
@@ -282,6 +338,7 @@ struct Draft {
     uploads: Vec<(Place, Spot)>,
     jobs: Vec<Job>,
     downloads: Vec<(Place, Spot)>,
+    values: Vec<(Values, Spot)>,
 }
 
 impl Draft {
@@ -318,6 +375,7 @@ fn lifetimes(drafts: &[Draft], count: usize) -> Vec<std::ops::Range<usize>> {
             now += 1;
         }
         draft.downloads.iter().for_each(|(_, spot)| touch(spot.buffer, now));
+        draft.values.iter().for_each(|(_, spot)| touch(spot.buffer, now));
         now += 1;
     }
     lives.into_iter().map(Option::unwrap_or_default).collect()

@@ -114,7 +114,7 @@ impl Memory {
         inputs: &[&Tensor],
         after: &mut dyn FnMut(Moment),
     ) -> Result<(), String> {
-        if phase.uploads.is_empty() && phase.dispatches.is_empty() && phase.downloads.is_empty() {
+        if !phase.is_on_gpu() {
             return Ok(());
         }
         let flight = self.start(device, 0, (number, phase), cpu, inputs, after)?;
@@ -159,7 +159,7 @@ impl Memory {
         after: &mut dyn FnMut(Moment),
     ) -> Result<(), String> {
         self.lanes[lane].land(device, flight, phase, cpu, || after(Moment::Done))?;
-        if !phase.downloads.is_empty() {
+        if phase.has_results() {
             after(Moment::Downloaded { bytes: downloaded(phase) });
         }
         Ok(())

@@ -104,7 +104,7 @@ impl Lane {
         arena: &wgpu::Buffer,
         phase: &Phase,
     ) -> Option<Flight> {
-        let (Some(readback), false) = (&self.readback, phase.downloads.is_empty()) else {
+        let (Some(readback), false) = (&self.readback, !phase.has_results()) else {
             device.queue.submit([encoder.finish()]);
             return None;
         };
@@ -112,6 +112,11 @@ impl Lane {
         for transfer in &phase.downloads {
             let bytes = length(transfer) as u64;
             encoder.copy_buffer_to_buffer(arena, transfer.at as u64, readback, end, bytes);
+            end += bytes;
+        }
+        for values in &phase.values {
+            let bytes = values.bytes as u64;
+            encoder.copy_buffer_to_buffer(arena, values.at as u64, readback, end, bytes);
             end += bytes;
         }
         Some(Flight::start(device, encoder, readback, end))
@@ -136,7 +141,12 @@ impl Lane {
                 unpack(cpu, transfer, &bytes[at..at + length(transfer)]);
                 at += length(transfer);
             }
-        })
+            for values in &phase.values {
+                cpu.receive(values.step, values.outlet, &bytes[at..at + values.bytes])?;
+                at += values.bytes;
+            }
+            Ok(())
+        })?
     }
 }
 
@@ -219,7 +229,8 @@ fn uploaded(phase: &Phase) -> u64 {
 }
 
 pub(super) fn downloaded(phase: &Phase) -> u64 {
-    phase.downloads.iter().map(length).sum::<usize>() as u64
+    let values = phase.values.iter().map(|values| values.bytes);
+    phase.downloads.iter().map(length).chain(values).sum::<usize>() as u64
 }
 
 /// Bytes from the first pixel's to the last's, what lies between them and what fills up words included.

@@ -211,7 +211,7 @@ pub(super) fn residual_case(seed: u64) -> Model {
 }
 
 /// What else there is: from `x.f`, of that many channels, to `y`.
-pub(super) const OPERATORS: [&str; 32] = [
+pub(super) const OPERATORS: [&str; 35] = [
     "MaxPool",
     "GlobalMaxPool",
     "GlobalAveragePool",
@@ -244,6 +244,9 @@ pub(super) const OPERATORS: [&str; 32] = [
     "ArgMax",
     "ArgMin",
     "Wide ArgMax",
+    "Real",
+    "Real rows",
+    "Dealt",
 ];
 
 pub(super) fn operator_case(name: &str, seed: u64) -> Model {
@@ -256,10 +259,15 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
     // Where channels are looked at together, all kinds of ends.
     match name {
         "Wide Softmax" | "Wide ArgMax" => c = [256, 257, 1000, 255][seed as usize % 4],
+        "Dealt" => c = [21, 5, 8][seed as usize % 3],
         "Softmax" | "ArgMax" | "ArgMin" => c = [16, 21, 3, 1][seed as usize % 4],
         _ => {}
     }
-    let (h, w) = if name == "SpaceToDepth" { (2 * h, 2 * w) } else { (h, w) };
+    let (h, w) = match name {
+        "SpaceToDepth" => (2 * h, 2 * w),
+        "Dealt" => (h, w + 1),
+        _ => (h, w),
+    };
     let mut graph = frame(&[1, c, h, w], random.zero());
     let op = |operator: &str, inputs: &[&str]| NodeProto::new(operator, "n", inputs.iter().copied(), ["y"]);
     let mut fixed = |tensor: TensorProto| graph.initializer.push(tensor);
@@ -302,6 +310,7 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
             op("Concat", &["b", "x.f", "a"]).with_int("axis", 1),
         ],
         "Slice" => vec![op("Slice", &["x.f", "cut", "end", "axes"])],
+        "Real" | "Real rows" => vec![op("MaxPool", &["x.f"]).with_ints("kernel_shape", &[1, 2])],
         "Transpose" => vec![op("Transpose", &["x.f"]).with_ints("perm", &[0, 3, 1, 2])],
         "Pad" => {
             fixed(TensorProto::f32("nothing", &[], &[0.0]));
@@ -352,6 +361,45 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
             }
             graph.node.push(op("Concat", &["part0.f", "part1.f", "part2.f"]).with_int("axis", 1));
             quantise(&mut graph, "y", scale, zero);
+            return done(graph);
+        }
+        "Real" | "Real rows" => {
+            quantise(&mut graph, "y", 0.031, random.zero());
+            graph.output[0].name = "y.f".into();
+            if name == "Real rows" {
+                graph.node.push(NodeProto::new("Flatten", "flat", ["y.f"], ["flat"]));
+                graph.output[0].name = "flat".into();
+            }
+            return done(graph);
+        }
+        // What detectors end with: results of several sizes side by side, cut in channels, some of them functions.
+        "Dealt" => {
+            graph.initializer.extend([
+                TensorProto::i64("pixels", &[3], &[1, c as i64, -1]),
+                TensorProto::i64("nothing", &[1], &[0]),
+                TensorProto::i64("some", &[1], &[c as i64 / 2]),
+                TensorProto::i64("all", &[1], &[c as i64]),
+                TensorProto::i64("channels", &[1], &[1]),
+            ]);
+            for (part, kernel, scale) in [("a", 1, 0.02), ("b", 2, 0.05)] {
+                let pool =
+                    NodeProto::new("MaxPool", part, ["x.f"], [part]).with_ints("kernel_shape", &[1, kernel]);
+                graph.node.push(pool);
+                quantise(&mut graph, part, scale, random.zero());
+                let (from, to) = (format!("{part}.f"), format!("{part}.row"));
+                graph.node.push(NodeProto::new("Reshape", &to, [&*from, "pixels"], [&*to]));
+            }
+            let slice = |from: &str, to: &str, name: &str| {
+                NodeProto::new("Slice", name, ["whole", from, to, "channels"], [name])
+            };
+            graph.node.extend([
+                NodeProto::new("Concat", "whole", ["a.row", "b.row"], ["whole"]).with_int("axis", 2),
+                slice("nothing", "some", "first"),
+                slice("some", "all", "second"),
+                NodeProto::new("Sigmoid", "function", ["second"], ["function"]),
+            ]);
+            graph.output =
+                ["first", "function"].map(|name| ValueInfoProto { name: name.into(), r#type: None }).to_vec();
             return done(graph);
         }
         "Gemm" => {
