@@ -115,9 +115,10 @@ params! {
 }
 
 params! {
-    /// Steps from a pixel's or a channel's value to the next one's; `first` of the `channels` that are wanted.
+    /// Steps from a pixel's or a channel's value to the next one's; `first` of the `channels` that are wanted;
+    /// `tables`: where the table of each begins.
     DequantiseParams:
-    in_base in_stride first channels out_base pixel_step channel_step pixels values
+    in_base in_stride first channels out_base pixel_step channel_step pixels tables
 }
 
 params! {

@@ -1,5 +1,5 @@
-// What the bytes of some channels mean, in f32, from a table: in the order in which a tensor has them, channel after channel or
-// pixel after pixel, with nothing in between.
+// What the bytes of some channels mean, in f32, from a table for each channel: in the order in which a tensor has them, channel
+// after channel or pixel after pixel, with nothing in between.
 @compute @workgroup_size($(LANES))
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -20,7 +20,8 @@ fn main(
         // Before the first one, very large.
         let channel = 4u * column + $(i)u - params.first;
         if channel < params.channels {
-            words[place + channel * params.channel_step] = constants[params.values + bytes[$(i)]];
+            let values = constants[params.tables + channel];
+            words[place + channel * params.channel_step] = constants[values + bytes[$(i)]];
         }
     }
 #end

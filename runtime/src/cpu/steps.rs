@@ -40,6 +40,13 @@ pub(crate) struct Outlet<'a> {
     pub(crate) values: &'a [f32; 256],
 }
 
+impl Outlet<'_> {
+    /// Whether another's channels come right behind its own, in the same order of values.
+    pub(crate) fn borders(&self, next: &Outlet<'_>) -> bool {
+        self.planes && next.planes && self.from == next.from && self.channels.end == next.channels.start
+    }
+}
+
 impl Cpu {
     pub(crate) fn touched(&self) -> Vec<Touched> {
         let touched = |step: &super::plan::Step| {

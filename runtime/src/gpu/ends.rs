@@ -68,27 +68,53 @@ impl Lowering {
         Some(raw)
     }
 
-    /// Where the values of an outlet are in the end, channel after channel or pixel after pixel; then the jobs are there.
-    pub(crate) fn outlet(&mut self, step: usize, outlet: &Outlet<'_>) -> Option<Spot> {
+    /// Where the values of a step's outlets are in the end, channel after channel or pixel after pixel; then the jobs are there.
+    pub(crate) fn outlets(&mut self, step: usize, outlets: &[Outlet<'_>]) -> Option<Vec<Spot>> {
+        let mut order: Vec<usize> = (0..outlets.len()).collect();
+        order.sort_by_key(|i| outlets[*i].channels.start);
+        let mut spots = vec![None; outlets.len()];
+        // Channels that lie side by side become so together.
+        for run in order.chunk_by(|a, b| outlets[*a].borders(&outlets[*b])) {
+            let together: Vec<&Outlet<'_>> = run.iter().map(|i| &outlets[*i]).collect();
+            let whole = self.outlet(step, &together)?;
+            let mut offset = 0;
+            for (i, outlet) in run.iter().zip(together) {
+                let bytes = 4 * outlet.channels.len() * outlet.from.shape.pixels();
+                let shape = Shape { c: bytes, ..whole.shape };
+                spots[*i] = Some(Spot { offset, shape, ..whole });
+                offset += bytes;
+            }
+        }
+        spots.into_iter().collect()
+    }
+
+    /// Of outlets whose channels lie side by side.
+    fn outlet(&mut self, step: usize, together: &[&Outlet<'_>]) -> Option<Spot> {
+        let (start, end) = (together.first()?.channels.start, together.last()?.channels.end);
+        let Outlet { from, planes, .. } = together.first()?;
         self.begin(step);
-        let from = self.readable(self.layout.spot(&outlet.from))?;
-        let (pixels, channels) = (from.shape.pixels(), outlet.channels.len());
+        let from = self.readable(self.layout.spot(from))?;
+        let (pixels, channels) = (from.shape.pixels(), end - start);
         let to = self.buffer(Shape { h: 1, w: 1, c: 4 * channels * pixels });
-        let values = self.constants.list(outlet.values.map(f32::to_bits).to_vec());
-        let steps = if outlet.planes { [1, pixels] } else { [channels, 1] };
-        let (first, words) =
-            (outlet.channels.start, outlet.channels.end.div_ceil(4) - outlet.channels.start / 4);
+        let mut tables = vec![];
+        for outlet in together {
+            let table = self.constants.list(outlet.values.map(f32::to_bits).to_vec());
+            tables.extend(outlet.channels.clone().map(|_| table));
+        }
+        let tables = self.constants.list(tables);
+        let steps = if *planes { [1, pixels] } else { [channels, 1] };
+        let words = end.div_ceil(4) - start / 4;
         self.push(Variant::Dequantise, words * pixels, &[from, to], move |bases| {
             let params = DequantiseParams {
                 in_base: at(from, bases),
                 in_stride: from.stride as u32 / 4,
-                first: first as u32,
+                first: start as u32,
                 channels: channels as u32,
                 out_base: at(to, bases),
                 pixel_step: steps[0] as u32,
                 channel_step: steps[1] as u32,
                 pixels: pixels as u32,
-                values,
+                tables,
             };
             params.words()
         });

@@ -308,7 +308,7 @@ fn given_out(cpu: &Cpu, touched: &[Touched], on_gpu: &[bool], lowering: &mut Low
         return None;
     }
     let jobs = lowering.jobs.len();
-    let spots: Option<Vec<Spot>> = outlets.iter().map(|outlet| lowering.outlet(at, outlet)).collect();
+    let spots = lowering.outlets(at, &outlets);
     if spots.is_none() {
         lowering.jobs.truncate(jobs);
     }

@@ -378,6 +378,8 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
                 TensorProto::i64("pixels", &[3], &[1, c as i64, -1]),
                 TensorProto::i64("nothing", &[1], &[0]),
                 TensorProto::i64("some", &[1], &[c as i64 / 2]),
+                // With channels in between that nobody wants, and without.
+                TensorProto::i64("later", &[1], &[c as i64 / 2 + i64::from(seed % 3 == 0)]),
                 TensorProto::i64("all", &[1], &[c as i64]),
                 TensorProto::i64("channels", &[1], &[1]),
             ]);
@@ -395,7 +397,7 @@ pub(super) fn operator_case(name: &str, seed: u64) -> Model {
             graph.node.extend([
                 NodeProto::new("Concat", "whole", ["a.row", "b.row"], ["whole"]).with_int("axis", 2),
                 slice("nothing", "some", "first"),
-                slice("some", "all", "second"),
+                slice("later", "all", "second"),
                 NodeProto::new("Sigmoid", "function", ["second"], ["function"]),
             ]);
             graph.output =
