@@ -59,8 +59,10 @@ pub struct GuardPolicy {
     pub compare_every: u64,
     /// A run may take so many times the usual.
     pub patience: u32,
-    /// But no run is given up before this.
+    /// But no run is given up before this,
     pub least_wait: Duration,
+    /// and each after this, so that there is time left for the other engine.
+    pub most_wait: Duration,
     /// To make the engine may take this long, and so may the very first run: drivers compile late. Later runs find an
     /// engine that was tried.
     pub first_wait: Duration,
@@ -79,6 +81,7 @@ impl Default for GuardPolicy {
             compare_every: 1_000,
             patience: 5,
             least_wait: Duration::from_millis(50),
+            most_wait: Duration::MAX,
             first_wait: Duration::from_secs(30),
             first_retry: Duration::from_secs(1),
             last_retry: Duration::from_secs(300),
@@ -272,7 +275,8 @@ impl Guard {
         let State::Ready(worker) = &mut self.state else { return None };
         let wait = match self.usual {
             Some(usual) if self.runs > 0 => {
-                usual.saturating_mul(self.policy.patience).max(self.policy.least_wait)
+                let wait = usual.saturating_mul(self.policy.patience).max(self.policy.least_wait);
+                wait.min(self.policy.most_wait)
             }
             _ => self.policy.first_wait,
         };
@@ -568,6 +572,16 @@ mod tests {
             assert_eq!((bench.guard.name(), bench.made.load(SeqCst)), ("gpu", 2));
             assert_eq!(bench.guard.take_events(), [GuardEvent::Restored]);
         }
+    }
+
+    /// However slow it usually is.
+    #[test]
+    fn a_late_engine_leaves_time_for_the_other() {
+        let mut bench = bench(GuardPolicy { most_wait: Duration::from_secs(1), ..quick() });
+        bench.script("..h");
+        (0..3).for_each(|_| bench.frame());
+        let reason = "no result after 1000 ms".to_owned();
+        assert_eq!(bench.guard.take_events(), [GuardEvent::Failed { failure: Failure::Late, reason }]);
     }
 
     #[test]
