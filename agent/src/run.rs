@@ -166,7 +166,7 @@ impl Agent {
         let notes = Notes::new(disk.clone(), &config.data_dir);
         let station = DeviceStation {
             line: line.clone(),
-            engines: Arc::new(Engines::new(engine, notes, clock.clone())),
+            engines: Arc::new(Engines::new(engine, notes, clock.clone(), deadline(&config))),
             clock: clock.clone(),
             intake,
             status,
@@ -271,7 +271,7 @@ fn start_line(
     };
     let settings = pipeline::Config {
         boot: boot.clone(),
-        deadline: Duration::from_millis(u64::from(config.decision.deadline_ms)),
+        deadline: deadline(config),
         frozen_frames: config.decision.frozen_frames,
         // A replay can wait for the first release; a camera on a line is never asked to.
         wait_for_release: matches!(config.camera, camera::Config::Replay(_)),
@@ -316,6 +316,10 @@ fn run_updater(mut updater: Updater, inbox: &Inbox) {
         }
         next = updater.turn(&|| inbox.has_mail());
     }
+}
+
+fn deadline(config: &Config) -> Duration {
+    Duration::from_millis(u64::from(config.decision.deadline_ms))
 }
 
 fn silence_max(camera: &camera::Config) -> Duration {

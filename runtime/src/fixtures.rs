@@ -69,11 +69,7 @@ pub(crate) fn qdq_proto() -> ModelProto {
 
 /// `NAME` → `NAME.q` (u8) → `NAME.f`
 pub(crate) fn quantise(graph: &mut GraphProto, name: &str, scale: f32, zero: u8) {
-    let [q, f, s, z] = ["q", "f", "scale", "zero"].map(|suffix| format!("{name}.{suffix}"));
-    graph.initializer.push(TensorProto::f32(&s, &[], &[scale]));
-    graph.initializer.push(TensorProto::u8(&z, &[], &[zero]));
-    graph.node.push(NodeProto::new("QuantizeLinear", "", [name, &s, &z], [&*q]));
-    graph.node.push(NodeProto::new("DequantizeLinear", "", [&*q, &s, &z], [&*f]));
+    graph.quantise(name, scale, zero);
 }
 
 pub(crate) fn model(proto: ModelProto) -> Model {

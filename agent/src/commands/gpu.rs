@@ -1,14 +1,15 @@
-//! `andon-agent gpu`: the GPUs of this machine, their drivers, what they can do at most, and which an agent does not use
-//! any more.
+//! `andon-agent gpu`: the GPUs of this machine, their drivers, what they can do at most, whether they compute right, and
+//! which an agent does not use any more.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use andon_agent::{
     clock::{Clock, SystemClock},
     engines::{decide::Blocked, notes::Notes},
     files::SystemDisk,
 };
-use andon_runtime::{GpuAdapter, GpuPeaks, gpus};
+use andon_runtime::{GoldenReport, GpuAdapter, GpuPeaks, WrongCase, gpus};
+use anyhow::ensure;
 
 use super::say;
 
@@ -17,6 +18,12 @@ pub(crate) struct GpuArgs {
     /// Do not measure, only list
     #[arg(long)]
     list: bool,
+    /// Do not measure, but compare what each computes with what the CPU does, kernel by kernel
+    #[arg(long, conflicts_with = "list")]
+    check: bool,
+    /// Seconds for that, of each GPU
+    #[arg(long, default_value_t = 60, requires = "check", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -36,6 +43,9 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
     let blocked = notes.map_or(vec![], |notes| notes.blocked());
     let clock = SystemClock::new();
     let adapters = gpus();
+    if args.check {
+        return check(args, &adapters);
+    }
     let measure = |adapter: &GpuAdapter| (!args.list).then(|| adapter.measure(&|| clock.elapsed()));
     let measured: Vec<_> = adapters.iter().map(measure).collect();
     if args.json {
@@ -72,6 +82,54 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
     for blocked in blocked.iter().filter(gone) {
         let (driver, info) = (&blocked.adapter.driver, &blocked.adapter.driver_info);
         say(format_args!("not there now ({driver} {info}): {}\n", blocked.text()))?;
+    }
+    Ok(())
+}
+
+/// An error if one computes something wrong.
+fn check(args: &GpuArgs, adapters: &[GpuAdapter]) -> anyhow::Result<()> {
+    let clock = SystemClock::new();
+    let mut wrong = 0;
+    let mut all = vec![];
+    for adapter in adapters {
+        let report = adapter.check(&|| clock.elapsed(), Duration::from_secs(args.seconds));
+        wrong += report.as_ref().map_or(1, |report| report.wrong.len());
+        if args.json {
+            let mut one = json(adapter, None);
+            match report {
+                Ok(report) => one["check"] = serde_json::to_value(report)?,
+                Err(why) => one["error"] = why.into(),
+            }
+            all.push(one);
+            continue;
+        }
+        say(format_args!("{} through {} ({})\n", adapter.name, adapter.backend, adapter.kind))?;
+        say(format_args!("  driver      {} {}\n", adapter.driver, adapter.driver_info))?;
+        match report {
+            Err(why) => say(format_args!("  not usable  {why}\n"))?,
+            Ok(report) => show_report(&report)?,
+        }
+    }
+    if args.json {
+        say(format_args!("{}\n", serde_json::json!({ "adapters": all })))?;
+    }
+    ensure!(wrong == 0, "{wrong} comparisons with the CPU failed");
+    Ok(())
+}
+
+fn show_report(report: &GoldenReport) -> anyhow::Result<()> {
+    let GoldenReport { runs, rounded, wrong, variants, left } = report;
+    say(format_args!(
+        "  checked     {runs} runs of {} kernels: {} as the CPU computes it, {rounded} but for a rounding, {} wrong\n",
+        variants.len(),
+        runs - rounded - wrong.len(),
+        wrong.len()
+    ))?;
+    for WrongCase { case, variants, reason } in wrong {
+        say(format_args!("  wrong       {case}: {reason}\n              by {variants:?}\n"))?;
+    }
+    if !left.is_empty() {
+        say(format_args!("  no time for {} kernels: {left:?}\n", left.len()))?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Which engine a release runs on: [`Engines`] asks what GPU there is, has a network measured once, and remembers what
-//! was found and which drivers are not to be trusted, across restarts.
+//! Which engine a release runs on: [`Engines`] asks what GPU there is, has a network measured once and what the GPU makes of
+//! it compared with the CPU, and remembers what was found and which drivers are not to be trusted, across restarts.
 //!
 //! Invariants:
 //! - nothing of it runs on the frame path: a release is chosen an engine for before it is put on the line, while the
@@ -21,18 +21,22 @@ use std::{
 
 use andon_protocol::{Digest, tuf::UtcTime};
 use andon_runtime::{
-    AdapterKey, EngineChoice, Model, PipelineCache, Tuning, chosen_gpu, has_gpu_steps, tune,
+    AdapterKey, EngineChoice, GoldenReport, GpuAdapter, GuardPolicy, Model, PipelineCache, Tuning,
+    chosen_gpu, has_gpu_steps, tune,
 };
 
 use crate::clock::Clock;
 use decide::{Blocked, Decision, Gpu, Kept, Known, decide};
-use notes::{Notes, Trying};
+use notes::{Checked, Notes, Trying};
 
 /// To say which GPUs there are.
 const ADAPTERS_WAIT: Duration = Duration::from_secs(20);
 /// To try kernels, and then for all of it: building, the comparison with the CPU, a driver that compiles slowly.
 const TUNING_BUDGET: Duration = Duration::from_secs(5);
 const TUNING_WAIT: Duration = Duration::from_secs(60);
+/// To compare what the kernels of a network compute, and then for all of it.
+const CHECK_BUDGET: Duration = Duration::from_secs(5);
+const CHECK_WAIT: Duration = Duration::from_secs(60);
 /// Tries of a driver in a row that came to no end before it is blocked.
 const TRIES_MAX: u32 = 3;
 /// Of a run, the caller's included.
@@ -45,6 +49,8 @@ pub struct Engines {
     asked: EngineChoice,
     notes: Notes,
     clock: Arc<dyn Clock>,
+    /// Capture to verdict.
+    deadline: Duration,
     /// For tests: software is measured and chosen like hardware.
     software_counts: bool,
 }
@@ -64,12 +70,22 @@ pub struct Choice {
 }
 
 impl Engines {
-    pub fn new(asked: EngineChoice, notes: Notes, clock: Arc<dyn Clock>) -> Self {
-        Self { asked, notes, clock, software_counts: false }
+    pub fn new(asked: EngineChoice, notes: Notes, clock: Arc<dyn Clock>, deadline: Duration) -> Self {
+        Self { asked, notes, clock, deadline, software_counts: false }
     }
 
-    /// Takes up to [`TUNING_WAIT`] and more, where a GPU was not measured yet: seconds in most cases. The caller says
-    /// [`tried`](Self::tried) once the GPU has computed something.
+    /// How far a GPU is trusted: a run that is late leaves the CPU half of the deadline.
+    pub fn policy(&self, gpu: Option<&Gpu>) -> GuardPolicy {
+        let most_wait = self.deadline / 2;
+        if gpu.is_some_and(|gpu| gpu.is_software) {
+            // It shares its processors with everything else: what is late there is no sign of a bad driver.
+            return GuardPolicy { least_wait: most_wait, most_wait, good_runs: 20, ..Default::default() };
+        }
+        GuardPolicy { most_wait, ..Default::default() }
+    }
+
+    /// Takes up to [`TUNING_WAIT`] and more, where a GPU was not measured yet: seconds in most cases. Where it is the GPU, the
+    /// caller says [`tried`](Self::tried) once that has computed something.
     pub fn choose(&self, model: &Model, digest: &Digest, input_shapes: &[(String, Vec<usize>)]) -> Choice {
         let looks = matches!(self.asked, EngineChoice::Auto | EngineChoice::Gpu);
         let network = if looks { has_gpu_steps(model, input_shapes) } else { Ok(()) };
@@ -101,13 +117,25 @@ impl Engines {
                 Ok(kept) => decided(Some(tuning.insert(kept))),
                 Err(why) => {
                     let why = format!("{} could not be measured: {why}", decide::name(&gpu.key));
-                    Decision::Run(EngineChoice::Auto, why)
+                    // Since it computes wrong, perhaps; then it is not measured a second time.
+                    let blocked = self.check(gpu, model, &model_name, input_shapes, None).err();
+                    Decision::Run(EngineChoice::Auto, blocked.unwrap_or(why))
                 }
             };
         }
         let (engine, why) = match decision {
             Decision::Run(engine, why) => (engine, why),
             Decision::Measure => (EngineChoice::Auto, "the GPU changes while it is measured".into()),
+        };
+        let of_gpu = tuning.as_ref().map(|kept| &kept.tuning);
+        let (engine, why) = match &gpu {
+            Ok(gpu) if engine == EngineChoice::Gpu => {
+                match self.check(gpu, model, &model_name, input_shapes, of_gpu) {
+                    Ok(()) => (engine, why),
+                    Err(why) => (EngineChoice::Auto, why),
+                }
+            }
+            _ => (engine, why),
         };
         let gpu = gpu.ok().filter(|_| engine == EngineChoice::Gpu);
         if let Some(gpu) = &gpu {
@@ -204,6 +232,78 @@ impl Engines {
         }
     }
 
+    /// Compares what the GPU computes with what the CPU does, once for a network, a driver and an agent. `Err`: why the
+    /// GPU is not to be used; where it computes wrong its driver is blocked.
+    fn check(
+        &self,
+        gpu: &Gpu,
+        model: &Model,
+        model_name: &str,
+        input_shapes: &[(String, Vec<usize>)],
+        tuning: Option<&Tuning>,
+    ) -> Result<(), String> {
+        let mut earlier = self.notes.checked();
+        earlier.retain(|checked| checked.adapter == gpu.key && checked.agent == AGENT);
+        if earlier.iter().any(|checked| checked.model == model_name) {
+            return Ok(());
+        }
+        self.try_out(&gpu.key, None);
+        let shown = |checked: Checked| {
+            let GoldenReport { variants, left, .. } = checked.report;
+            variants.into_iter().filter(move |variant| !left.contains(variant))
+        };
+        let known: Vec<_> = earlier.into_iter().flat_map(shown).collect();
+        let (clock, model, shapes) = (Arc::clone(&self.clock), model.clone(), input_shapes.to_vec());
+        let tuning = tuning.cloned();
+        let checked = in_time("gpu-check", CHECK_WAIT, move || {
+            let now = || clock.elapsed();
+            let compare = |gpu: GpuAdapter| {
+                gpu.check_network(&model, &shapes, tuning.as_ref(), &known, &now, CHECK_BUDGET)
+            };
+            Ok(chosen_gpu().and_then(compare))
+        });
+        let report = match checked {
+            Ok(Ok(report)) => report,
+            Ok(Err(why)) => {
+                self.tried();
+                return Err(format!("{} cannot run it: {why}", decide::name(&gpu.key)));
+            }
+            Err(why) => {
+                self.failed(&gpu.key, &why);
+                return Err(format!("{} could not be compared with the CPU: {why}", decide::name(&gpu.key)));
+            }
+        };
+        self.tried();
+        let (runs, rounded, kernels, left) =
+            (report.runs, report.rounded, report.variants.len(), report.left.len());
+        tracing::info!(
+            gpu = decide::name(&gpu.key),
+            runs,
+            rounded,
+            kernels,
+            left,
+            "the GPU was compared with the CPU"
+        );
+        if let Some(first) = report.wrong.first() {
+            let count = report.wrong.len();
+            let reason = format!(
+                "{count} of {runs} cases computed wrong, the first: {}: {}",
+                first.case, first.reason
+            );
+            let blocked = self.bad(&gpu.key, &reason);
+            let why = blocked.text();
+            self.block(blocked);
+            return Err(why);
+        }
+        let (adapter, agent, model) = (gpu.key.clone(), AGENT.into(), model_name.to_owned());
+        let at = UtcTime::from_unix_ms(self.clock.now_ms());
+        let kept = self.notes.keep_check(Checked { adapter, agent, model, at, report });
+        if let Err(error) = kept {
+            tracing::warn!(%error, "what was compared cannot be written down; it is compared again");
+        }
+        Ok(())
+    }
+
     /// Counts a try before it begins.
     fn try_out(&self, adapter: &AdapterKey, reason: Option<String>) {
         let before = self.notes.trying().filter(|trying| trying.adapter == *adapter);
@@ -291,7 +391,7 @@ mod tests {
     fn engines(data_dir: &std::path::Path, asked: EngineChoice, software_counts: bool) -> Engines {
         let clock = ManualClock::at(1_795_734_245_000);
         let notes = Notes::new(Arc::new(SystemDisk), data_dir);
-        Engines { software_counts, ..Engines::new(asked, notes, Arc::new(clock)) }
+        Engines { software_counts, ..Engines::new(asked, notes, Arc::new(clock), Duration::from_secs(2)) }
     }
 
     fn choose(data_dir: &std::path::Path, asked: EngineChoice, software_counts: bool) -> Choice {
@@ -376,7 +476,7 @@ mod tests {
             assert_eq!(choice.engine, EngineChoice::Gpu);
             engines.tried();
         }
-        assert_eq!(SystemDisk.list(&dir.path().join("tuning")).unwrap().len(), 0);
+        assert_eq!(SystemDisk.list(&dir.path().join("tuning")).unwrap(), ["checked.json"]);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What a device knows of its GPU, in a folder that a person can read: for each network `DIGEST.json` with what was
-//! measured, `blocked.json`, and `trying.json` while a driver is tried; beside them `pipelines.bin`, kernels as the driver
-//! compiled them.
+//! measured, `checked.json` with what was compared, `blocked.json`, and `trying.json` while a driver is tried; beside
+//! them `pipelines.bin`, kernels as the driver compiled them.
 //!
 //! Invariants: files are replaced whole, reads are bounded; what is damaged counts as not there and is told once; the
-//! folder keeps at most [`NETWORKS_MAX`] networks and [`BLOCKED_MAX`] drivers, the newest.
+//! folder keeps at most [`NETWORKS_MAX`] networks, [`CHECKED_MAX`] comparisons and [`BLOCKED_MAX`] drivers, the newest.
 
 use std::{
     io,
@@ -11,8 +11,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use andon_protocol::Digest;
-use andon_runtime::{AdapterKey, PipelineCache};
+use andon_protocol::{Digest, tuf::UtcTime};
+use andon_runtime::{AdapterKey, GoldenReport, PipelineCache};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::decide::{Blocked, Kept};
@@ -24,9 +24,11 @@ use crate::{
 /// Networks whose measurements are kept: more than a device has releases.
 const NETWORKS_MAX: usize = 8;
 const BLOCKED_MAX: usize = 16;
+const CHECKED_MAX: usize = 16;
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 const BLOCKED: &str = "blocked.json";
+const CHECKED: &str = "checked.json";
 const TRYING: &str = "trying.json";
 const PIPELINES: &str = "pipelines.bin";
 
@@ -35,6 +37,16 @@ pub struct Notes {
     folder: PathBuf,
     /// Held while a file is read, changed and written.
     writing: Mutex<()>,
+}
+
+/// What a driver computes for a network, and for the cases of its kernels, was compared by this agent with the CPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Checked {
+    pub(super) adapter: AdapterKey,
+    pub(super) agent: String,
+    pub(super) model: String,
+    pub(super) at: UtcTime,
+    pub(super) report: GoldenReport,
 }
 
 /// A driver that is being tried. It lies there before the driver is touched, so that a crash leaves it.
@@ -87,11 +99,24 @@ impl Notes {
         self.write(BLOCKED, &all[surplus..])
     }
 
-    /// Forgets all that is blocked; how many that were.
+    pub(super) fn checked(&self) -> Vec<Checked> {
+        self.read(CHECKED).unwrap_or_default()
+    }
+
+    pub(super) fn keep_check(&self, checked: Checked) -> io::Result<()> {
+        let _writing = lock(&self.writing);
+        let mut all = self.checked();
+        all.retain(|other| (&other.adapter, &other.model) != (&checked.adapter, &checked.model));
+        all.push(checked);
+        let surplus = all.len().saturating_sub(CHECKED_MAX);
+        self.write(CHECKED, &all[surplus..])
+    }
+
+    /// Forgets all that is blocked; how many that were. What was compared is compared again.
     pub fn unblock(&self) -> io::Result<usize> {
         let _writing = lock(&self.writing);
         let count = self.blocked().len();
-        for name in [BLOCKED, TRYING] {
+        for name in [BLOCKED, CHECKED, TRYING, PIPELINES] {
             let path = self.folder.join(name);
             self.disk.remove(&path)?;
         }

@@ -7,7 +7,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use andon_drift::Reference;
@@ -19,7 +18,7 @@ use andon_protocol::{
     state::Running,
 };
 use andon_runtime::{
-    Classifier, GuardEvent, GuardPolicy, Guarding, Image, Judgement, Limits, Model, SessionOptions, onnx,
+    Classifier, GuardEvent, Guarding, Image, Judgement, Limits, Model, SessionOptions, onnx,
 };
 
 use super::{Judge, JudgeError, LoadedRelease};
@@ -39,9 +38,6 @@ pub enum LoadReleaseError {
     #[error("{}: {error}", path.display())]
     Model { path: PathBuf, error: andon_runtime::LoadError },
 }
-
-/// Software that plays a GPU shares its processors with everything else: what is late there is no sign of a bad driver.
-const SOFTWARE_LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Loads the release in `folder`, on the engine that does best by it. A release without a reference is judged with, but
 /// not watched.
@@ -64,11 +60,7 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     // A GPU that fails costs no frame; what happened to it is told.
     let clock = SystemClock::new();
     let clock = andon_runtime::Clock::new(move || clock.elapsed());
-    let mut policy = GuardPolicy::default();
-    if gpu.as_ref().is_some_and(|gpu| gpu.is_software) {
-        policy.least_wait = SOFTWARE_LEAST_WAIT;
-    }
-    let guarding = Some(Guarding { policy, clock });
+    let guarding = Some(Guarding { policy: engines.policy(gpu.as_ref()), clock });
     let kept = pipelines.clone();
     let options = SessionOptions { engine, threads, tuning, pipelines, guarding, ..Default::default() };
     let classifier = Classifier::new(&model, &manifest, options).map_err(model_error)?;

@@ -12,6 +12,7 @@ pub(crate) mod device;
 mod ends;
 mod exact;
 mod fault;
+mod golden;
 mod layout;
 mod lower;
 mod others;
@@ -25,11 +26,13 @@ mod transfer;
 mod trusted;
 mod tune;
 
+pub use andon_shaders::Variant;
 pub use cache::PipelineCache;
 use choice::Choices;
 pub use choice::Task;
 use device::{Checks, Device, chosen};
 pub(crate) use fault::Fault;
+pub use golden::{GoldenReport, WrongCase};
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
 pub use tune::{AdapterKey, Tuned, Tuning, has_gpu_steps, tune};
 

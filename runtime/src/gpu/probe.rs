@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use andon_shaders::{Limits, PARAMS_BYTES, Probe};
+use andon_shaders::{Limits, PARAMS_BYTES, Probe, Variant};
 
 use super::{
     device::{Checks, Device, Scope, adapters, chosen},
+    fault::Fault,
+    golden::{self, GoldenReport},
     transfer::{Flight, WAIT_MAX},
-    tune::AdapterKey,
+    tune::{AdapterKey, Tuning},
 };
-use crate::engine::guarded;
+use crate::{Model, engine::guarded};
 
 /// A GPU through one of its drivers.
 #[derive(Debug, Clone)]
@@ -94,6 +96,32 @@ impl GpuAdapter {
     /// Software that plays a GPU: good for tests, never faster than the CPU that it runs on.
     pub fn is_software(&self) -> bool {
         self.adapter.get_info().device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// Compares what it computes with what the CPU does, case by case, for about `budget` at most; `clock` tells the time
+    /// since some fixed moment. Errors say that there was nothing to compare.
+    pub fn check(&self, clock: &dyn Fn() -> Duration, budget: Duration) -> Result<GoldenReport, String> {
+        let end = clock() + budget;
+        guarded(|| golden::check(&self.adapter, Fault::asked()?, &|| clock() < end))
+    }
+
+    /// The same of a network, and of the kernels that it uses here; those that are `known` to be right are not compared
+    /// again. `input_shapes` are those of inputs whose size the file leaves open.
+    pub fn check_network(
+        &self,
+        model: &Model,
+        input_shapes: &[(String, Vec<usize>)],
+        tuning: Option<&Tuning>,
+        known: &[Variant],
+        clock: &dyn Fn() -> Duration,
+        budget: Duration,
+    ) -> Result<GoldenReport, String> {
+        let end = clock() + budget;
+        let in_time = || clock() < end;
+        guarded(|| {
+            let fault = Fault::asked()?;
+            golden::check_network(&self.adapter, model, input_shapes, tuning, known, fault, &in_time)
+        })
     }
 
     /// Measures for about a second; `clock` tells the time since some fixed moment.

@@ -34,6 +34,17 @@ impl ModelProto {
     }
 }
 
+impl GraphProto {
+    /// `NAME` → `NAME.q` (u8) → `NAME.f`
+    pub fn quantise(&mut self, name: &str, scale: f32, zero: u8) {
+        let [q, f, s, z] = ["q", "f", "scale", "zero"].map(|suffix| format!("{name}.{suffix}"));
+        self.initializer.push(TensorProto::f32(&s, &[], &[scale]));
+        self.initializer.push(TensorProto::u8(&z, &[], &[zero]));
+        self.node.push(NodeProto::new("QuantizeLinear", "", [name, &s, &z], [&*q]));
+        self.node.push(NodeProto::new("DequantizeLinear", "", [&*q, &s, &z], [&*f]));
+    }
+}
+
 impl NodeProto {
     pub fn new<I, O>(op_type: &str, name: &str, inputs: I, outputs: O) -> Self
     where

@@ -146,6 +146,18 @@ async fn a_driver_that_computes_wrong_is_not_used_again() {
         let says = async || Ok(engine(&rig, &rig.agent).await.filter(|engine| engine.starts_with(start)));
         rig.wait(&format!("the device to say {start:?}"), says).await;
     }
+
+    // A driver that computes wrong from the beginning is not even used once.
+    assert!(rig.agent.data_dir().join("tuning").join("checked.json").exists());
+    assert!(rig.agent.stop());
+    assert_eq!(gpu(&["--unblock"], &rig.agent), "0 drivers unblocked\n");
+    rig.agent.set_variable("ANDON_GPU_FAULT", "wrong@0");
+    rig.agent.start().unwrap();
+    let found = "cases computed wrong, the first: the network: output 0";
+    let says = async || Ok(engine(&rig, &rig.agent).await.filter(|engine| engine.contains(found)));
+    let told = rig.wait("the device to say that the driver computes wrong", says).await;
+    assert!(told.starts_with("cpu: the driver of "), "{told}");
+    assert!(gpu(&["--list"], &rig.agent).contains(found));
     let lines = verdicts(&rig.agent, 20);
     assert!(lines.iter().all(|line| line["reason"] == Value::Null), "{lines:#?}");
 }

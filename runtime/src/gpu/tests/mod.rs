@@ -3,7 +3,6 @@
 //! Where there is no adapter these tests say so; `ANDON_TEST_GPU=1`, which the continuous integration sets, makes that a
 //! failure.
 
-mod cases;
 mod faults;
 
 use andon_shaders::Variant;
@@ -11,6 +10,7 @@ use andon_shaders::Variant;
 use super::{
     choice::{Choices, Task},
     device::adapters,
+    golden::cases,
     *,
 };
 use crate::{
@@ -160,7 +160,7 @@ fn check_case(devices: &mut [(String, Option<Device>)], name: &str, number: usiz
 #[test]
 fn runs_that_overlap_give_what_each_gives_alone() {
     for (name, device) in devices() {
-        let model = cases::middling_case(1);
+        let model = cases::middling_case(1).unwrap();
         let shapes = model.shapes(&model.closed_inputs()).unwrap();
         let wanted = model.graph().outputs().to_vec();
         let cpu = plan(model.graph(), &shapes, &wanted, Isa::chosen().unwrap(), 2).unwrap();
@@ -200,7 +200,7 @@ fn convolutions_are_exact() {
             devices,
             &format!("case convolution {number}"),
             number,
-            &cases::convolution_case(number as u64),
+            &cases::convolution_case(number as u64).unwrap(),
         );
         assert_eq!(left, 0, "convolution {number}: left to the CPU");
     }
@@ -226,7 +226,7 @@ fn tiles_are_exact() {
             for device in devices.iter_mut().filter(|device| small || !device.0.starts_with("gl")) {
                 let choices = Choices { known: [(task, variant)].into(), ..Default::default() };
                 let name = format!("case {variant:?}");
-                run_on(&name, &cases::middling_case(kernel), Compared::Outputs, device, choices);
+                run_on(&name, &cases::middling_case(kernel).unwrap(), Compared::Outputs, device, choices);
             }
         }
     }
@@ -241,11 +241,28 @@ fn products_of_reals_are_exact() {
         |variant: &Variant| matches!(variant, Variant::Convolution { real: true, pixels: 1 | 2, .. });
     let variants: Vec<Variant> = task.variants().into_iter().filter(wanted).collect();
     assert_eq!(variants.len(), 6);
-    let model = cases::cancelling_case();
+    let model = cases::cancelling_case().unwrap();
     for variant in variants {
         for device in devices.iter_mut() {
             let choices = Choices { known: [(task, variant)].into(), ..Default::default() };
             run_on(&format!("case {variant:?}"), &model, Compared::Outputs, device, choices);
+        }
+    }
+}
+
+/// Kernels in which several threads share the channels, and those of a large window.
+#[test]
+fn shared_sums_are_exact() {
+    let devices = &mut devices();
+    for number in 0..6 {
+        for (channels, kernel) in [(272, 1), (272, 3), (8, 1)] {
+            let name = format!("case deep {channels} {kernel} {number}");
+            let model = cases::deep_case(channels, kernel).unwrap();
+            check_case(devices, &name, 3 * number + kernel, &model);
+        }
+        for stride in [1, 2] {
+            let name = format!("case window {stride} {number}");
+            check_case(devices, &name, number, &cases::window_case(stride).unwrap());
         }
     }
 }
@@ -258,7 +275,7 @@ fn residual_additions_are_exact() {
             devices,
             &format!("case residual {number}"),
             number,
-            &cases::residual_case(number as u64),
+            &cases::residual_case(number as u64).unwrap(),
         );
         assert_eq!(left, 0, "residual {number}: left to the CPU");
     }
@@ -269,7 +286,7 @@ fn other_operators_are_exact() {
     let devices = &mut devices();
     for name in cases::OPERATORS {
         for number in 0..cases_count(3) {
-            let model = cases::operator_case(name, number as u64);
+            let model = cases::operator_case(name, number as u64).unwrap();
             let left = check_case(devices, &format!("case {name} {number}"), number, &model);
             assert_eq!(left, 0, "{name} {number}: {left} steps left to the CPU");
         }
@@ -296,7 +313,7 @@ fn pictures_are_exact() {
     let isa = Isa::chosen().unwrap();
     for (name, own) in &mut devices() {
         for number in 0..3 {
-            let model = cases::operator_case("ArgMax", number);
+            let model = cases::operator_case("ArgMax", number).unwrap();
             let closed = model.closed_inputs();
             let [1, c, h, w] = closed[0].1[..] else { panic!("no image") };
             let shapes = model.shapes(&closed).unwrap();

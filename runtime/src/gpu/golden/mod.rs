@@ -1,0 +1,364 @@
+//! Whether a driver computes right: small networks, [`cases`], and a user's own network, each computed by the GPU and by the
+//! CPU. All of them once for a person who asks ([`check`]); those of the kernels that a network needs before a driver is
+//! trusted with it ([`check_network`]).
+//!
+//! The tests of this crate go through the same cases more often, on every instruction set and with checks in the shaders.
+
+pub(in crate::gpu) mod cases;
+
+use std::collections::HashMap;
+
+use andon_shaders::Variant;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Choices, Fault, Gpu, Task, Tuning,
+    device::{Checks, Device},
+    plan,
+    program::Program,
+};
+use crate::{
+    Model,
+    cpu::{Isa, Sketch},
+    engine::{Engine, guard::agree, guarded},
+    graph::ValueId,
+    shape::Shapes,
+    tensor::Tensor,
+};
+
+/// What was compared, and how it came out.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct GoldenReport {
+    /// Runs on the GPU that were compared with the CPU's.
+    pub runs: usize,
+    /// Of them those that differ by a rounding here and there, as a real driver may.
+    pub rounded: usize,
+    pub wrong: Vec<WrongCase>,
+    /// Variants of kernels that were compared.
+    pub variants: Vec<Variant>,
+    /// Those that should have been and were not, for want of time or of a case.
+    pub left: Vec<Variant>,
+}
+
+/// A case that the GPU computes wrong or not at all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WrongCase {
+    pub case: String,
+    /// Of which one is to blame; none where nothing ran.
+    pub variants: Vec<Variant>,
+    pub reason: String,
+}
+
+/// Each case, by name; `times` as many of the random ones as the tests make.
+fn suite(times: usize) -> impl Iterator<Item = (String, Result<Model, String>)> {
+    let deep = [(272, 1), (272, 3), (8, 1)].map(|(channels, kernel)| {
+        (
+            format!("convolution of {channels} channels, {kernel} by {kernel}"),
+            cases::deep_case(channels, kernel),
+        )
+    });
+    let windows = [1, 2].map(|stride| (format!("large window, stride {stride}"), cases::window_case(stride)));
+    let middling =
+        [1, 3].map(|kernel| (format!("convolution of {kernel} by {kernel}"), cases::middling_case(kernel)));
+    let convolution = |n: usize| (format!("convolution {n}"), cases::convolution_case(n as u64));
+    let residual = |n: usize| (format!("residual {n}"), cases::residual_case(n as u64));
+    let operator = |(name, n): (&str, usize)| (format!("{name} {n}"), cases::operator_case(name, n as u64));
+    let operators = cases::OPERATORS.into_iter().flat_map(move |name| (0..3).map(move |n| (name, n)));
+    middling
+        .into_iter()
+        .chain(deep)
+        .chain(windows)
+        .chain(std::iter::once_with(|| ("sums that cancel out".to_owned(), cases::cancelling_case())))
+        .chain((0..8).map(residual))
+        .chain(operators.map(operator))
+        .chain((0..24 * times).map(convolution))
+}
+
+/// A network with what it computes: something to run on both sides.
+struct Case {
+    name: String,
+    model: Model,
+    shapes: Shapes,
+    wanted: Vec<ValueId>,
+    inputs: Vec<Tensor>,
+}
+
+impl Case {
+    fn new(
+        name: String,
+        model: Model,
+        input_shapes: &[(String, Vec<usize>)],
+        wanted: Vec<ValueId>,
+    ) -> Result<Self, String> {
+        let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
+        let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
+        let inputs = resolved.iter().zip(model.inputs());
+        let inputs = inputs.map(|((_, dims), port)| Tensor::noise(dims, port.data_type));
+        let inputs = inputs.collect::<Result<_, _>>()?;
+        Ok(Self { name, model, shapes, wanted, inputs })
+    }
+
+    /// One of the suite. What would be the embedding of a classifier is of no interest in it.
+    fn golden((name, model): (String, Result<Model, String>)) -> Result<Self, String> {
+        let model = model?;
+        let wanted = model.graph().outputs().to_vec();
+        Self::new(name, model, &[], wanted)
+    }
+
+    /// What would run it.
+    fn program(&self, choices: Choices) -> Result<Program, String> {
+        let cpu = plan(self.model.graph(), &self.shapes, &self.wanted, Isa::chosen()?, 1)?;
+        Program::new(&cpu, choices).map(|(program, _)| program)
+    }
+
+    fn expected(&self) -> Result<Vec<Tensor>, String> {
+        let sketch = Sketch::new(self.model.graph(), &self.shapes, &self.wanted, Isa::chosen()?)?;
+        sketch.build(1)?.run(&self.inputs.iter().collect::<Vec<_>>())
+    }
+}
+
+fn variants(program: &Program) -> Vec<Variant> {
+    let dispatches = program.phases.iter().flat_map(|phase| &phase.dispatches);
+    let mut variants: Vec<Variant> = dispatches.map(|dispatch| dispatch.variant).collect();
+    variants.sort();
+    variants.dedup();
+    variants
+}
+
+fn tasks(program: &Program) -> Vec<Task> {
+    program.phases.iter().flat_map(|phase| &phase.dispatches).filter_map(|dispatch| dispatch.task).collect()
+}
+
+/// As on a GPU of that kind, but that small inputs are quantised there, too, and outputs dequantised.
+fn case_choices(kind: wgpu::DeviceType) -> Choices {
+    Choices { takes_from: 0, gives: true, ..Choices::of(kind) }
+}
+
+struct Checker<'a> {
+    adapter: &'a wgpu::Adapter,
+    /// Kept from case to case, since drivers take their time to compile; made anew after an error.
+    device: Option<Device>,
+    fault: Option<Fault>,
+    report: GoldenReport,
+    /// Runs of each variant.
+    seen: HashMap<Variant, usize>,
+}
+
+impl<'a> Checker<'a> {
+    fn new(adapter: &'a wgpu::Adapter, fault: Option<Fault>) -> Self {
+        let fault = fault.filter(|fault| fault.is_everywhere());
+        Self { adapter, device: None, fault, report: GoldenReport::default(), seen: HashMap::new() }
+    }
+
+    fn choices(&self) -> Choices {
+        case_choices(self.adapter.get_info().device_type)
+    }
+
+    fn seen(&self, variant: Variant) -> usize {
+        self.seen.get(&variant).copied().unwrap_or(0)
+    }
+
+    fn run(&mut self, case: &Case, choices: Choices) -> Result<Vec<Tensor>, String> {
+        guarded(|| {
+            let device = match self.device.take() {
+                Some(device) => device,
+                None => Device::new(self.adapter, Checks::Off)?,
+            };
+            let cpu = plan(case.model.graph(), &case.shapes, &case.wanted, Isa::chosen()?, 1)?;
+            let mut gpu = Gpu { fault: self.fault, ..Gpu::of(cpu, device, choices)? };
+            let outputs = gpu.run(&case.inputs.iter().collect::<Vec<_>>())?;
+            self.device = Some(gpu.into_parts().0);
+            Ok(outputs)
+        })
+    }
+
+    /// Takes note of what a case came to; what was used for it.
+    fn note(
+        &mut self,
+        case: &Case,
+        choices: Choices,
+        outputs: Result<Vec<Tensor>, String>,
+    ) -> Result<Vec<Variant>, String> {
+        let used = variants(&case.program(choices)?);
+        let expected = case.expected()?;
+        self.report.runs += 1;
+        used.iter().for_each(|variant| *self.seen.entry(*variant).or_default() += 1);
+        match outputs.and_then(|outputs| agree(&expected, &outputs).map(|()| outputs)) {
+            Ok(outputs) => self.report.rounded += usize::from(outputs != expected),
+            Err(reason) => {
+                let wrong = WrongCase { case: case.name.clone(), variants: used.clone(), reason };
+                self.report.wrong.push(wrong);
+            }
+        }
+        Ok(used)
+    }
+
+    fn compare(&mut self, case: &Case, choices: Choices) -> Result<Vec<Variant>, String> {
+        let outputs = self.run(case, choices.clone());
+        self.note(case, choices, outputs)
+    }
+
+    fn report(mut self, left: Vec<Variant>) -> GoldenReport {
+        self.report.variants = self.seen.into_keys().collect();
+        self.report.variants.sort();
+        self.report.left = left;
+        self.report
+    }
+}
+
+/// All cases on an adapter, and with each variant of a kernel a few of them, as long as there is time.
+pub(super) fn check(
+    adapter: &wgpu::Adapter,
+    fault: Option<Fault>,
+    in_time: &dyn Fn() -> bool,
+) -> Result<GoldenReport, String> {
+    /// Runs of a variant that are enough, beside those of the cases as they are.
+    const ENOUGH: usize = 3;
+    let mut checker = Checker::new(adapter, fault);
+    let mut left: Vec<Variant> = vec![];
+    // The cases as they are first.
+    for forces in [false, true] {
+        for case in suite(1) {
+            let case = Case::golden(case)?;
+            let choices = checker.choices();
+            let program = case.program(choices.clone())?;
+            if !forces {
+                if in_time() {
+                    checker.compare(&case, choices)?;
+                } else {
+                    left.extend(variants(&program));
+                }
+                continue;
+            }
+            for task in tasks(&program) {
+                for variant in choices.tried(task) {
+                    if checker.seen(variant) >= ENOUGH {
+                        continue;
+                    }
+                    if in_time() {
+                        let known = [(task, variant)].into();
+                        checker.compare(&case, Choices { known, ..choices.clone() })?;
+                    } else {
+                        left.push(variant);
+                    }
+                }
+            }
+        }
+    }
+    left.retain(|variant| checker.seen(*variant) == 0);
+    left.sort();
+    left.dedup();
+    Ok(checker.report(left))
+}
+
+/// Times of the random cases that have one for each variant; most are found among the first.
+const TIMES: usize = 4;
+
+/// A network on an adapter, and two cases for each variant of a kernel that it uses there, but for those that are `known`
+/// to be right, as long as there is time. The network itself is compared in any case.
+pub(super) fn check_network(
+    adapter: &wgpu::Adapter,
+    model: &Model,
+    input_shapes: &[(String, Vec<usize>)],
+    tuning: Option<&Tuning>,
+    known: &[Variant],
+    fault: Option<Fault>,
+    in_time: &dyn Fn() -> bool,
+) -> Result<GoldenReport, String> {
+    const ENOUGH: usize = 2;
+    let mut checker = Checker::new(adapter, fault);
+    let mut choices = Choices::of(adapter.get_info().device_type);
+    if let Some(tuning) = tuning.filter(|tuning| tuning.fits(&adapter.get_info())) {
+        choices.known = tuning.known();
+    }
+    let case = Case::new("the network".into(), model.clone(), input_shapes, model.wanted())?;
+    // One that does not run at all, since it is too large perhaps, says nothing of the driver.
+    let outputs = checker.run(&case, choices.clone())?;
+    let mut wanted = checker.note(&case, choices, Ok(outputs))?;
+    wanted.retain(|variant| !known.contains(variant));
+    // What a case has shown of a kernel, not the network.
+    let mut shown: HashMap<Variant, usize> = HashMap::new();
+    for case in suite(TIMES) {
+        let missing = |shown: &HashMap<Variant, usize>| -> Vec<Variant> {
+            let is_missing = |v: &&Variant| shown.get(*v).is_none_or(|n| *n < ENOUGH);
+            wanted.iter().filter(is_missing).copied().collect()
+        };
+        let missing_now = missing(&shown);
+        if missing_now.is_empty() || !in_time() {
+            break;
+        }
+        let case = Case::golden(case)?;
+        let choices = checker.choices();
+        let program = case.program(choices.clone())?;
+        let (tasks, usual) = (tasks(&program), variants(&program));
+        for variant in missing_now {
+            if !missing(&shown).contains(&variant) || !in_time() {
+                continue;
+            }
+            let known = match tasks.iter().find(|task| task.variants().contains(&variant)) {
+                Some(task) => [(*task, variant)].into(),
+                None if usual.contains(&variant) => HashMap::new(),
+                None => continue,
+            };
+            let used = checker.compare(&case, Choices { known, ..choices.clone() })?;
+            used.into_iter().for_each(|variant| *shown.entry(variant).or_default() += 1);
+        }
+    }
+    let left = wanted.into_iter().filter(|variant| !shown.contains_key(variant)).collect();
+    Ok(checker.report(left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::device::adapters, *};
+    use crate::fixtures;
+
+    #[test]
+    fn each_variant_has_a_case() {
+        let mut left = Variant::all();
+        // A picture is compared by a release's golden images. What lies at odd places of a wider buffer has no case.
+        let has_none = |variant: &Variant| {
+            matches!(variant, Variant::Picture | Variant::Convolution { quads: false, split: 4.., .. })
+        };
+        left.retain(|variant| !has_none(variant));
+        let choices = case_choices(wgpu::DeviceType::DiscreteGpu);
+        for case in suite(TIMES) {
+            if left.is_empty() {
+                break;
+            }
+            let program = Case::golden(case).unwrap().program(choices.clone()).unwrap();
+            let usual = variants(&program);
+            let able: Vec<Variant> = tasks(&program).iter().flat_map(Task::variants).collect();
+            left.retain(|variant| !usual.contains(variant) && !able.contains(variant));
+        }
+        assert_eq!(left, []);
+    }
+
+    #[test]
+    fn a_network_and_its_kernels_are_compared_before_they_are_trusted() {
+        let model = fixtures::model(fixtures::qdq_proto());
+        let Some(adapter) = adapters().into_iter().next() else {
+            assert!(std::env::var("ANDON_TEST_GPU").is_err(), "no GPU and nothing that plays one");
+            return eprintln!("NOT TESTED: no GPU and nothing that plays one");
+        };
+        let check = |known: &[Variant], fault: Option<&str>, in_time: bool| {
+            let fault = fault.map(|text| text.parse().unwrap());
+            check_network(&adapter, &model, &[], None, known, fault, &|| in_time).unwrap()
+        };
+        let report = check(&[], None, true);
+        assert_eq!((&*report.wrong, &*report.left, report.rounded), (&[][..], &[][..], 0));
+        assert!(report.variants.len() > 1 && report.runs > 1, "{report:?}");
+        // What is known needs no case again; without time there are none.
+        let again = check(&report.variants, None, true);
+        assert_eq!((again.runs, again.left.len()), (1, 0));
+        let hurried = check(&[], None, false);
+        assert_eq!((hurried.runs, hurried.left), (1, hurried.variants));
+        // What computes wrong later is another's to find.
+        assert_eq!(check(&[], Some("wrong@1"), true).wrong, []);
+        let report = check(&[], Some("wrong@0"), true);
+        assert_eq!(report.wrong.len(), report.runs, "{report:?}");
+        assert_eq!(report.wrong[0].case, "the network");
+        let lost = Some("lost@0".parse().unwrap());
+        assert!(check_network(&adapter, &model, &[], None, &[], lost, &|| true).is_err());
+    }
+}
