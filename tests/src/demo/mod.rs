@@ -12,6 +12,7 @@ use std::{
     env,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
@@ -59,7 +60,10 @@ pub async fn run(options: &Options) -> Result<Ending> {
     let data = DataSet::open(&cache)?;
     let dir = options.dir.clone().map_or_else(default_dir, Ok)?;
     let _lock = empty(&dir)?;
-    let plan = if options.quick { Plan::QUICK } else { Plan::FULL };
+    let mut plan = if options.quick { Plan::QUICK } else { Plan::FULL };
+    if is_gpu_played(&programs)? {
+        plan.frames_per_second = plan.frames_per_second.min(Plan::PLAYED_FRAMES_PER_SECOND);
+    }
 
     let mut stages = Stages::new(plan, Show::new(), programs, data, cache, dir.clone());
     let told = tokio::select! {
@@ -71,6 +75,17 @@ pub async fn run(options: &Options) -> Result<Ending> {
     stages.stop();
     eprintln!("\nThe run's data, configuration and logs are kept in {}", dir.display());
     told
+}
+
+/// Whether the devices are told to use a GPU and software plays it.
+fn is_gpu_played(programs: &Programs) -> Result<bool> {
+    if env::var_os("ANDON_ENGINE").is_none_or(|engine| engine != "gpu") {
+        return Ok(false);
+    }
+    let mut list = Command::new(programs.path("andon-agent"));
+    let output = list.args(["gpu", "--list", "--json"]).output().context("cannot start andon-agent")?;
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).context("andon-agent gpu")?;
+    Ok(all["adapters"][0]["kind"] == "Cpu")
 }
 
 fn default_dir() -> Result<PathBuf> {

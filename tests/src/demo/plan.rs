@@ -29,6 +29,10 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// At most, where software plays the GPUs of three devices: it takes some fifty times as long as the CPU, and a camera
+    /// that is faster has most of its frames dropped.
+    pub const PLAYED_FRAMES_PER_SECOND: f32 = 1.5;
+
     pub const FULL: Plan = Plan {
         model: "solar-cell",
         train: 1000,

@@ -153,6 +153,10 @@ impl Stages {
             "Real solar cells (ELPV data set, CC BY-NC-SA 4.0), split once and for all: what the model learns from, \
              and a stream for each device that it never sees.",
         );
+        if self.plan.frames_per_second <= Plan::PLAYED_FRAMES_PER_SECOND {
+            let rate = self.plan.frames_per_second;
+            self.show.say(&format!("software plays the devices' GPUs: {rate} frames a second each"));
+        }
         let sizes = [self.plan.train, self.plan.validation, self.plan.golden];
         let parts = TRAINING_SPLITS.iter().zip(sizes).map(|(split, size)| self.data.part(split, size));
         let rows: Vec<_> = parts.flatten().collect();
