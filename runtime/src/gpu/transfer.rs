@@ -182,7 +182,8 @@ impl Flight {
         show: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, String> {
         let wait = wgpu::PollType::Wait { submission_index: Some(self.index), timeout: Some(WAIT_MAX) };
-        device.device.poll(wait).map_err(|e| e.to_string())?;
+        // What went wrong before says more than that there is nothing to wait for.
+        device.device.poll(wait).map_err(|e| device.fault().unwrap_or_else(|| e.to_string()))?;
         if let Some(fault) = device.fault() {
             return Err(fault);
         }
