@@ -252,6 +252,14 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             one(squeezed(first, axes.as_deref()).ok())
         }
         "Unsqueeze" => one(list(1, "axes").and_then(|axes| unsqueezed(first, &axes).ok())),
+        // tract counts the dimensions that are left, without end where that is below none.
+        "GatherND" | "ScatterND" => match input(1) {
+            Some([]) => Err(fail("indices in rows", "a scalar".into())),
+            Some([.., length]) if *length > first.len() => {
+                Err(fail("indices of at most as many dimensions as there are", format!("{length}")))
+            }
+            _ => Ok(vec![]),
+        },
         "Gather" => {
             let d = axis(proto.int("axis").unwrap_or(0), first.len());
             one(d.zip(input(1)).map(|(d, indices)| [&first[..d], indices, &first[d + 1..]].concat()))
