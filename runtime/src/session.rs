@@ -245,8 +245,7 @@ impl Session {
     /// After an error the frame before is lost with this one.
     pub fn run_next(&mut self, inputs: Option<&[(&str, Tensor)]>) -> Result<Option<Outputs>, RunError> {
         let engine = self.engine.name();
-        let model = self.model.clone();
-        let failed = |reason| RunError::Engine { model: model.clone(), engine, reason };
+        let failed = |reason| RunError::Engine { model: self.model.clone(), engine, reason };
         let before = std::mem::take(&mut self.ahead);
         if let Some(inputs) = inputs {
             let ordered = self.checked(inputs)?;

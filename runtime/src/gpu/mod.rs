@@ -235,7 +235,7 @@ impl Engine for Gpu {
         inputs: &[&Tensor],
         after: &mut dyn FnMut(usize),
     ) -> Result<Vec<Tensor>, String> {
-        // Whatever has begun and failed since is nobody's any more.
+        // Whatever has begun is nobody's any more; if it has failed, so would this.
         self.land()?;
         self.runs += 1;
         let Self { device, program, memory, cpu, fault, runs, .. } = self;

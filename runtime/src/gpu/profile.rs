@@ -37,7 +37,8 @@ impl Gpu {
         Ok(times)
     }
 
-    /// What each dispatch takes, in one run. A pass a dispatch costs more than one for all, so that the sum is above what a run takes.
+    /// What each dispatch takes, in one run. A pass a dispatch costs more than one for all, so that the sum is above what a
+    /// run takes.
     pub(super) fn profiled(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
         let Self { device, program, memory, cpu, .. } = self;
         if !device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {

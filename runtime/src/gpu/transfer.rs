@@ -243,6 +243,25 @@ fn length(transfer: &Transfer) -> usize {
 /// What is packed by one thread at a time.
 const BLOCK: usize = 1 << 16;
 
+/// Memory in blocks, each of which is written by whoever takes it.
+struct Blocks<'a>(Vec<Mutex<Option<wgpu::WriteOnly<'a, [u8; BLOCK]>>>>);
+
+impl<'a> Blocks<'a> {
+    /// With what is left behind the last.
+    fn of(to: wgpu::WriteOnly<'a, [u8]>) -> (Self, wgpu::WriteOnly<'a, [u8]>) {
+        let (blocks, rest) = to.into_chunks::<BLOCK>();
+        (Self(blocks.into_iter().map(|block| Mutex::new(Some(block))).collect()), rest)
+    }
+
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn take(&self, number: usize) -> Option<wgpu::WriteOnly<'a, [u8]>> {
+        self.0.get(number)?.lock().unwrap_or_else(PoisonError::into_inner).take().map(Into::into)
+    }
+}
+
 fn pack(cpu: &mut Cpu, transfer: &Transfer, to: wgpu::WriteOnly<'_, [u8]>) {
     let Transfer { place, spot, .. } = transfer;
     let channels = place.shape.c;
@@ -251,18 +270,14 @@ fn pack(cpu: &mut Cpu, transfer: &Transfer, to: wgpu::WriteOnly<'_, [u8]>) {
         let view = cpu.bytes(place);
         return pack_part(channels, view, to, spot.stride);
     }
-    // Each block is written by whoever gets it.
-    let (blocks, rest) = to.into_chunks::<BLOCK>();
-    let blocks: Vec<_> = blocks.into_iter().map(|block| Mutex::new(Some(block))).collect();
-    cpu.share(place, blocks.len(), &|number, view| {
-        let block = blocks[number].lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(block) = block {
-            let view = view.after(pixels_done(number * BLOCK));
-            pack_part(channels, view, block.into(), spot.stride);
+    let (blocks, rest) = Blocks::of(to);
+    cpu.share(place, blocks.count(), &|number, view| {
+        if let Some(block) = blocks.take(number) {
+            pack_part(channels, view.after(pixels_done(number * BLOCK)), block, spot.stride);
         }
     });
     if !rest.is_empty() {
-        let view = cpu.bytes(place).after(pixels_done(blocks.len() * BLOCK));
+        let view = cpu.bytes(place).after(pixels_done(blocks.count() * BLOCK));
         pack_part(channels, view, rest, spot.stride);
     }
 }
@@ -280,19 +295,17 @@ fn hand_over(
     }
     match tensor.data() {
         Data::F32(reals) => {
-            let (blocks, rest) = to.into_chunks::<BLOCK>();
-            let blocks: Vec<_> = blocks.into_iter().map(|block| Mutex::new(Some(block))).collect();
+            let (blocks, rest) = Blocks::of(to);
             let words = |to: wgpu::WriteOnly<'_, [u8]>, from: &[f32]| {
                 let (words, _) = to.into_chunks::<4>();
                 words.write_iter(from.iter().map(|real| real.to_le_bytes()));
             };
-            cpu.parts(blocks.len(), &|number| {
-                let block = blocks[number].lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(block) = block {
-                    words(block.into(), &reals[number * (BLOCK / 4)..][..BLOCK / 4]);
+            cpu.parts(blocks.count(), &|number| {
+                if let Some(block) = blocks.take(number) {
+                    words(block, &reals[number * (BLOCK / 4)..][..BLOCK / 4]);
                 }
             });
-            words(rest, &reals[blocks.len() * (BLOCK / 4)..]);
+            words(rest, &reals[blocks.count() * (BLOCK / 4)..]);
             Ok((4 * values, Given::Real))
         }
         Data::U8(bytes) if raw.picture => {

@@ -253,13 +253,18 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
         }
         "Unsqueeze" => one(list(1, "axes").and_then(|axes| unsqueezed(first, &axes).ok())),
         // tract counts the dimensions that are left, without end where that is below none.
-        "GatherND" | "ScatterND" => match input(1) {
-            Some([]) => Err(fail("indices in rows", "a scalar".into())),
-            Some([.., length]) if *length > first.len() => {
-                Err(fail("indices of at most as many dimensions as there are", format!("{length}")))
+        "GatherND" | "ScatterND" => {
+            let batch = proto.int("batch_dims").unwrap_or(0);
+            let left = usize::try_from(batch).ok().and_then(|batch| first.len().checked_sub(batch));
+            match (input(1), left) {
+                (Some([]), _) => Err(fail("indices in rows", "a scalar".into())),
+                (_, None) => Err(fail("as many batch_dims as there are dimensions", batch.to_string())),
+                (Some([.., length]), Some(left)) if *length > left => {
+                    Err(fail("indices of at most as many dimensions as there are", length.to_string()))
+                }
+                _ => Ok(vec![]),
             }
-            _ => Ok(vec![]),
-        },
+        }
         "Gather" => {
             let d = axis(proto.int("axis").unwrap_or(0), first.len());
             one(d.zip(input(1)).map(|(d, indices)| [&first[..d], indices, &first[d + 1..]].concat()))
