@@ -30,7 +30,11 @@ use tokio::sync::{Notify, watch};
 
 const DEVICE: &str = "line-1";
 const RECORDS: u32 = 700;
-const SAMPLES: u32 = 8;
+/// The broker is killed once in each.
+const ROUNDS: u32 = 3;
+/// New ones of a round: some thirteen chunks, so that more than [`CHUNKS_BEFORE_DEATH`] come and some are left.
+const SAMPLES: u32 = 4;
+const CHUNKS_BEFORE_DEATH: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Device {
@@ -137,6 +141,7 @@ fn sample(n: u32, boot: &BootId) -> (SampleManifest, Vec<u8>) {
 }
 
 /// Polls; a time limit, never a sleep that must be long enough.
+#[track_caller]
 fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
     let clock = SystemClock::new();
     while !happened() {
@@ -155,20 +160,22 @@ fn nothing_is_lost_when_the_broker_is_killed_in_the_middle_of_an_upload() {
     let boot = BootId::from_random([5; 16]);
     let spool = open_spool(&folder.path().join("spool"), &boot);
     spool.append((0..RECORDS).map(record).collect()).unwrap();
-    let mut images = BTreeMap::new();
-    for n in 0..SAMPLES {
-        let (manifest, image) = sample(n, &boot);
-        assert!(spool.put_sample(Value::Useful, &manifest, &image).unwrap());
-        images.insert(manifest.digest, image);
-    }
     let device = Device::start(spool, &boot, &certificates, broker.port());
 
-    for round in 1..=3 {
-        // In the middle: some chunks of this round have come, and not all samples are there.
+    let mut images = BTreeMap::new();
+    for round in 0..ROUNDS {
+        // Each round has an upload of its own: what the rounds before left may be through before this one looks.
         let before = fleet.stored().chunks_received;
-        wait_until("chunks of an upload", || fleet.stored().chunks_received > before + 2);
+        for n in round * SAMPLES..(round + 1) * SAMPLES {
+            let (manifest, image) = sample(n, &boot);
+            assert!(device.spool.put_sample(Value::Useful, &manifest, &image).unwrap());
+            images.insert(manifest.digest, image);
+        }
+        device.wake.notify_one();
+        let came = || fleet.stored().chunks_received - before;
+        wait_until(&format!("chunks of round {round}"), || came() >= CHUNKS_BEFORE_DEATH);
         broker.kill();
-        check_nothing_forgotten_too_early(&device, &fleet, &format!("round {round}"));
+        check_nothing_forgotten_too_early(&device, &fleet, images.len(), &format!("round {round}"));
         broker = broker.restart();
     }
     wait_until("everything is acknowledged", || {
@@ -197,12 +204,12 @@ fn nothing_is_lost_when_the_broker_is_killed_in_the_middle_of_an_upload() {
 }
 
 /// What is not in the spool any more must be at the server.
-fn check_nothing_forgotten_too_early(device: &Device, fleet: &Fleet, what: &str) {
+fn check_nothing_forgotten_too_early(device: &Device, fleet: &Fleet, samples: usize, what: &str) {
     // The spool first: what the server stores between the two looks only makes the check easier to pass.
     let report = device.spool.report();
     let stored = fleet.stored();
     assert!(report.records + stored.records.len() as u64 >= u64::from(RECORDS), "{what}: {report:?}");
-    assert!(report.samples + stored.samples.len() as u64 >= u64::from(SAMPLES), "{what}: {report:?}");
+    assert!(report.samples + stored.samples.len() as u64 >= samples as u64, "{what}: {report:?}");
 }
 
 /// A broker takes every publish, whether anybody listens or not: nothing may be forgotten on its word.
