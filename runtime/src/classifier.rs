@@ -130,19 +130,22 @@ impl Classifier {
         self.judge(tensor)
     }
 
-    /// A picture of the network's size, if the engine takes it without preprocessing. A grey picture's values are repeated
-    /// for an RGB network.
+    /// A picture that the engine takes without preprocessing. A grey picture that fits an RGB network has its values repeated,
+    /// so that it needs no resizing.
     fn as_it_is(&self, image: &Image) -> Option<Tensor> {
         let Input { width, height, channels, .. } = self.spec.input;
         let [width, height, channels] = [width, height, channels].map(|n| n as usize);
-        let fits = image.width() == width && image.height() == height && self.session.takes_pictures();
-        let pixels = match (image.channels(), channels) {
-            _ if !fits => return None,
-            (own, wanted) if own == wanted => image.pixels().to_vec(),
-            (1, wanted) => image.pixels().iter().flat_map(|v| std::iter::repeat_n(*v, wanted)).collect(),
-            _ => return None,
+        let fits = image.width() == width && image.height() == height;
+        let (pixels, own) = match image.channels() {
+            _ if !self.session.takes_pictures() => return None,
+            1 if fits && channels != 1 => {
+                (image.pixels().iter().flat_map(|v| std::iter::repeat_n(*v, channels)).collect(), channels)
+            }
+            own => (image.pixels().to_vec(), own),
         };
-        Tensor::new(vec![1, height, width, channels], crate::tensor::Data::U8(pixels)).ok()
+        let dims = vec![1, image.height(), image.width(), own];
+        let tensor = Tensor::new(dims, crate::tensor::Data::U8(pixels)).ok()?;
+        self.session.takes_picture(&tensor).then_some(tensor)
     }
 
     /// `tensor`: a preprocessed picture, `[1, channels, height, width]` f32, or what [`Session::takes_pictures`] says.
@@ -240,6 +243,36 @@ mod tests {
         for (score, expected) in judgement.scores.iter().zip(softmax(&logits)) {
             assert!((score - expected).abs() < 1e-6);
         }
+    }
+
+    /// As with the same picture made real before.
+    #[test]
+    fn pictures_of_all_sizes_are_judged() {
+        let mut proto = crate::fixtures::qdq_proto();
+        let graph = proto.graph.as_mut().unwrap();
+        let at = graph.initializer.iter().position(|t| t.name == "conv.w").unwrap();
+        assert_eq!(graph.initializer[at].dims, [2, 2, 1, 1]);
+        graph.initializer[at] = crate::onnx::TensorProto::i8("conv.w", &[2, 3, 1, 1], &[2, -1, 1, 1, 3, -2]);
+        graph.input[0] =
+            crate::onnx::ValueInfoProto::new("image", crate::onnx::DataType::Float, &[1, 3, 2, 2]);
+        let mut spec = spec("scores", None, Some(2));
+        spec.input.channels = 3;
+        spec.preprocessing = Preprocessing { mean: vec![90.0, 100.0, 110.0], std: vec![3.0, 4.0, 5.0] };
+        let mut classifier =
+            Classifier::with_spec(&model(proto), spec.clone(), SessionOptions::default()).unwrap();
+        assert_eq!(classifier.engine(), "cpu");
+        let mut seen = vec![];
+        for (width, height, channels) in [(2, 2, 3), (2, 2, 1), (5, 3, 3), (1, 1, 3), (1, 7, 1)] {
+            let pixels = (0..width * height * channels).map(|i| (80 + i * 13 % 60) as u8).collect();
+            let image = Image::new(width, height, channels, pixels).unwrap();
+            let tensor = classifier.as_it_is(&image).unwrap();
+            assert_eq!(tensor.shape()[1..3], [height, width]);
+            let judgement = classifier.classify(&image).unwrap();
+            let real = preprocess(&image, &spec.input, &spec.preprocessing).unwrap();
+            assert_eq!(judgement, classifier.judge(real).unwrap());
+            seen.push(judgement.scores);
+        }
+        assert!(seen.windows(2).all(|pair| pair[0] != pair[1]), "{seen:?}");
     }
 
     #[test]

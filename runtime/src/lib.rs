@@ -20,6 +20,7 @@ pub mod onnx;
 mod plain;
 mod preprocess;
 mod qlinear;
+mod resize;
 mod session;
 pub mod shape;
 mod tensor;

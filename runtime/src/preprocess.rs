@@ -1,13 +1,12 @@
 //! From a picture to a network's input: resize, then `(x - mean) / std`.
 //!
 //! Trainer and device call the same function, so that a network sees on the line what it saw in training. The result
-//! is the same to the last bit on every machine: f32 in a fixed order, no fused multiply-add. The whole picture is
-//! resized (the aspect ratio is not kept), bilinear with half-pixel centres; where it shrinks, the triangle widens by
-//! the factor (antialiasing, as in Pillow's and torchvision's), without rounding to bytes in between.
+//! is the same to the last bit on every machine, see [`crate::resize`]. The whole picture is resized: the aspect ratio is not
+//! kept.
 
 use andon_protocol::release::{Input, Preprocessing};
 
-use crate::{image::Image, tensor::Tensor};
+use crate::{image::Image, resize::Resizer, tensor::Tensor};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PreprocessError {
@@ -34,94 +33,34 @@ pub fn preprocess(
     if mean.len() != channels as usize || std.len() != channels as usize {
         return Err(PreprocessError::Constants { mean: mean.len(), std: std.len(), channels });
     }
-    let (width, height) = (width as usize, height as usize);
-    let planes = resize(image, width, height, channels as usize);
-    let area = width * height;
-    let mut values = Vec::with_capacity(mean.len() * area);
-    for (c, (mean, std)) in mean.iter().zip(std).enumerate() {
-        let plane = &planes[c.min(planes.len() - 1)];
-        values.extend(plane.iter().map(|v| (v - mean) / std));
-    }
-    Ok(Tensor::f32(vec![1, mean.len(), height, width], values).expect("one value for each pixel and channel"))
+    let to = [height, width, channels].map(|side| side as usize);
+    let from = [image.height(), image.width(), image.channels()];
+    let values = planes(&Resizer::new(from, to), image.pixels(), mean, std);
+    let [height, width, channels] = to;
+    Ok(Tensor::f32(vec![1, channels, height, width], values).expect("one value for each pixel and channel"))
 }
 
-/// One plane per distinct channel: an RGB network gets one plane from a grey picture.
-fn resize(image: &Image, width: usize, height: usize, channels: usize) -> Vec<Vec<f32>> {
-    let across = Taps::new(image.width(), width);
-    let down = Taps::new(image.height(), height);
-    let planes = if image.channels() == 3 && channels == 3 { 3 } else { 1 };
-    let mut row = vec![0.0; image.width()];
-    let mut middle = vec![0.0; image.height() * width];
-    let mut resized = Vec::with_capacity(planes);
-    for plane in 0..planes {
-        for (y, out) in middle.chunks_exact_mut(width).enumerate() {
-            read_row(image, y, plane, channels, &mut row);
-            for (x, out) in out.iter_mut().enumerate() {
-                let (first, weights) = across.of(x);
-                *out = weights.iter().zip(&row[first..]).fold(0.0, |sum, (w, v)| sum + w * v);
-            }
+/// Channel after channel; `mean` and `std` have a value for each.
+pub(crate) fn planes(resizer: &Resizer, pixels: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
+    let ([height, width, channels], lanes) = (resizer.to, resizer.lanes());
+    let mut rows = vec![0.0; resizer.from[0] * resizer.row()];
+    resizer.across(pixels, 0, &mut rows);
+    let (mut values, mut line) = (vec![0.0; channels * height * width], vec![0.0; resizer.row()]);
+    for y in 0..height {
+        resizer.down(&rows, y, &mut line);
+        let planes = values.chunks_exact_mut(height * width).zip(mean.iter().zip(std));
+        for (channel, (plane, (mean, std))) in planes.enumerate() {
+            let own = line.iter().skip(channel.min(lanes - 1)).step_by(lanes);
+            let out = plane[y * width..].iter_mut();
+            out.zip(own).for_each(|(out, value)| *out = normalised(*value, *mean, *std));
         }
-        let mut out = vec![0.0; height * width];
-        for (y, out) in out.chunks_exact_mut(width).enumerate() {
-            let (first, weights) = down.of(y);
-            for (weight, line) in weights.iter().zip(middle[first * width..].chunks_exact(width)) {
-                out.iter_mut().zip(line).for_each(|(sum, v)| *sum += weight * v);
-            }
-        }
-        resized.push(out);
     }
-    resized
+    values
 }
 
-fn read_row(image: &Image, y: usize, plane: usize, channels: usize, row: &mut [f32]) {
-    let stride = image.width() * image.channels();
-    let bytes = &image.pixels()[y * stride..][..stride];
-    match (image.channels(), channels) {
-        (1, _) => row.iter_mut().zip(bytes).for_each(|(out, v)| *out = f32::from(*v)),
-        (_, 1) => {
-            let (pixels, _) = bytes.as_chunks::<3>();
-            row.iter_mut().zip(pixels).for_each(|(out, [r, g, b])| {
-                *out = 0.299 * f32::from(*r) + 0.587 * f32::from(*g) + 0.114 * f32::from(*b);
-            });
-        }
-        _ => {
-            let (pixels, _) = bytes.as_chunks::<3>();
-            row.iter_mut().zip(pixels).for_each(|(out, rgb)| *out = f32::from(rgb[plane]));
-        }
-    }
-}
-
-/// For each output position: where its run of input positions starts, and their weights, which sum to 1.
-struct Taps {
-    runs: Vec<(usize, std::ops::Range<usize>)>,
-    weights: Vec<f32>,
-}
-
-impl Taps {
-    fn new(from: usize, to: usize) -> Self {
-        let scale = from as f64 / to as f64;
-        let support = scale.max(1.0);
-        let mut taps = Self { runs: Vec::with_capacity(to), weights: Vec::new() };
-        let mut run = Vec::new();
-        for out in 0..to {
-            let centre = (out as f64 + 0.5) * scale;
-            // The float-to-int cast saturates at 0. At least one input centre lies within `support` of `centre`.
-            let first = (centre - support + 0.5) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
-            run.clear();
-            run.extend((first..end).map(|i| (1.0 - ((i as f64 + 0.5 - centre) / support).abs()).max(0.0)));
-            let sum: f64 = run.iter().sum();
-            let start = taps.weights.len();
-            taps.weights.extend(run.iter().map(|w| (w / sum) as f32));
-            taps.runs.push((first, start..taps.weights.len()));
-        }
-        taps
-    }
-
-    fn of(&self, out: usize) -> (usize, &[f32]) {
-        let (first, range) = &self.runs[out];
-        (*first, &self.weights[range.clone()])
-    }
+/// What a byte, or something between two, means to a network.
+pub(crate) fn normalised(value: f32, mean: f32, std: f32) -> f32 {
+    (value - mean) / std
 }
 
 #[cfg(test)]

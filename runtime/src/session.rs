@@ -9,8 +9,10 @@ use crate::{
     engine::{self, Clock, Engine, GuardEvent, GuardPolicy},
     gpu::{PipelineCache, Tuning},
     graph::ValueId,
+    image::ImageLimits,
     model::{LoadError, Model},
     onnx::DataType,
+    resize::Resizer,
     shape::Shapes,
     tensor::{Data, Tensor},
 };
@@ -263,17 +265,25 @@ impl Session {
     }
 
     /// Whether the first input may be a picture instead: u8, `[1, height, width, channels]` where the network takes f32,
-    /// `[1, channels, height, width]`. It is normalised and quantised in one go, to the same bytes.
+    /// `[1, channels, height, width]`. It is normalised and quantised in one go, to the same bytes. Of a network for grey
+    /// pictures or RGB it may have another size, and be grey or RGB: it is resized as [`crate::preprocess()`] does.
     pub fn takes_pictures(&self) -> bool {
         self.engine.takes_pictures()
     }
 
-    fn is_picture(&self, input: &Input, tensor: &Tensor) -> bool {
-        let [n, c, h, w] = input.shape[..] else { return false };
+    /// Whether that is a picture which the first input may be.
+    pub(crate) fn takes_picture(&self, tensor: &Tensor) -> bool {
+        let first = self.inputs.first().map(|input| &*input.shape);
+        let (Some(&[n, c, h, w]), &[m, height, width, channels]) = (first, tensor.shape()) else {
+            return false;
+        };
+        let (from, to) = ([height, width, channels], [h, w, c]);
+        let ImageLimits { side_max, pixels_max, .. } = ImageLimits::default();
+        let bounded = height.max(width) <= side_max as usize && (height * width) as u64 <= pixels_max;
         self.takes_pictures()
-            && self.inputs.first().is_some_and(|first| first.name == input.name)
             && matches!(tensor.data(), Data::U8(_))
-            && tensor.shape() == [n, h, w, c]
+            && m == n
+            && (from == to || m == 1 && bounded && Resizer::has(from, to))
     }
 
     /// What happened to an engine that is guarded, since the last call.
@@ -316,12 +326,13 @@ impl Session {
             return Err(RunError::UnknownInput { model: model(), input: (*unknown).into(), known });
         }
         let mut ordered = Vec::with_capacity(self.inputs.len());
-        for input in &self.inputs {
+        for (number, input) in self.inputs.iter().enumerate() {
             let given = inputs.iter().find(|(name, _)| *name == input.name).map(|(_, tensor)| tensor);
             let missing = || RunError::MissingInput { model: model(), input: input.name.clone() };
             let tensor = given.ok_or_else(missing)?;
             let fits = tensor.shape() == input.shape && is_of(tensor.data(), input.data_type);
-            if !fits && !self.is_picture(input, tensor) {
+            let is_picture = number == 0 && self.takes_picture(tensor);
+            if !fits && !is_picture {
                 return Err(RunError::InputMismatch {
                     model: model(),
                     input: input.name.clone(),
@@ -553,6 +564,22 @@ mod tests {
             let expected = session.run(&[("image", planes)]).unwrap();
             assert_eq!(session.run(&[("image", picture)]).unwrap(), expected);
         }
+        // A network for two channels has no pictures of other sizes.
+        let wrong =
+            |dims: &[usize]| Tensor::new(dims.to_vec(), Data::U8(vec![0; dims.iter().product()])).unwrap();
+        for dims in [&[1, 3, 2, 2][..], &[1, 2, 2, 1], &[2, 2, 2, 2], &[8]] {
+            let error = session.run(&[("image", wrong(dims))]);
+            assert!(matches!(error, Err(RunError::InputMismatch { .. })), "{dims:?}");
+        }
+        // Nor has any network pictures without pixels, or beyond all measure.
+        let options =
+            SessionOptions { pictures: Some(Pictures { mean: vec![0.0], std: vec![1.0] }), ..options };
+        let mut other = Session::new(&model(picture_proto([3, 3, 1])), &options).unwrap();
+        assert!(other.run(&[("image", wrong(&[1, 5, 4, 3]))]).is_ok());
+        for dims in [[1, 0, 4, 1], [1, 4, 0, 3], [1, 4, 4, 2], [2, 4, 4, 1], [1, 16_385, 1, 1]] {
+            let error = other.run(&[("image", wrong(&dims))]);
+            assert!(matches!(error, Err(RunError::InputMismatch { .. })), "{dims:?}");
+        }
         // Bytes mean nothing to a session that was not told.
         let mut session = with_engine(qdq_proto(), EngineChoice::Cpu);
         let picture = Tensor::new(vec![1, 2, 2, 2], Data::U8(vec![0; 8])).unwrap();
@@ -560,8 +587,52 @@ mod tests {
         assert!(matches!(session.run(&[("image", picture)]), Err(RunError::InputMismatch { .. })));
     }
 
+    /// Gives the bytes of pictures.
+    fn picture_proto([h, w, c]: [usize; 3]) -> ModelProto {
+        let mut graph = GraphProto {
+            input: vec![ValueInfoProto::new("image", DataType::Float, &[1, c, h, w])],
+            output: ["y.q", "image.q"]
+                .map(|name| ValueInfoProto { name: name.into(), r#type: None })
+                .to_vec(),
+            ..Default::default()
+        };
+        fixtures::quantise(&mut graph, "image", 0.017, 120);
+        let window = NodeProto::new("MaxPool", "n", ["image.f"], ["y"]).with_ints("kernel_shape", &[1, 1]);
+        graph.node.push(window);
+        fixtures::quantise(&mut graph, "y", 0.02, 100);
+        ModelProto::new(graph, 17)
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_picture_of_any_size_gives_what_its_real_values_give(
+            to in (1usize..20, 1usize..20, prop::sample::select(vec![1usize, 3])),
+            sizes in prop::collection::vec((1usize..50, 1usize..50, prop::sample::select(vec![1usize, 3])), 1..4),
+            threads in 1usize..3, seed in any::<u8>(),
+        ) {
+            let (mean, std) = (vec![100.0, 120.0, 90.0], vec![58.4, 3.3, 71.0]);
+            let [mean, std] = [mean, std].map(|all: Vec<f32>| all[..to.2].to_vec());
+            let pictures = Some(Pictures { mean: mean.clone(), std: std.clone() });
+            let options = SessionOptions { pictures, threads, engine: EngineChoice::Cpu, ..Default::default() };
+            let mut session = Session::new(&model(picture_proto([to.0, to.1, to.2])), &options).unwrap();
+            let input = andon_protocol::release::Input {
+                name: "image".into(),
+                width: to.1 as u32,
+                height: to.0 as u32,
+                channels: to.2 as u32,
+            };
+            let constants = andon_protocol::release::Preprocessing { mean, std };
+            for (h, w, c) in sizes {
+                let pixels: Vec<u8> = (0..h * w * c).map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed)).collect();
+                let image = crate::Image::new(w, h, c, pixels.clone()).unwrap();
+                let real = crate::preprocess::preprocess(&image, &input, &constants).unwrap();
+                let expected = session.run(&[("image", real)]).unwrap();
+                let picture = Tensor::new(vec![1, h, w, c], Data::U8(pixels)).unwrap();
+                prop_assert_eq!(session.run(&[("image", picture)]).unwrap(), expected);
+            }
+        }
+
         /// Flips that leave a readable file reach shape inference and the engine.
         #[test]
         fn flipped_files_are_no_panic(

@@ -31,6 +31,7 @@ pub mod binding {
     pub const WORDS: u32 = 0;
     /// The arena in groups of four words.
     pub const QUADS: u32 = 1;
+    /// Where a picture has another size, the picture.
     pub const CONSTANTS: u32 = 2;
     pub const CONSTANT_QUADS: u32 = 3;
     /// Uniform, with a dynamic offset.
@@ -110,6 +111,8 @@ pub enum Variant {
     },
     Quantise,
     Picture,
+    /// A picture of another size.
+    Resized,
     Dequantise,
 }
 
@@ -196,6 +199,7 @@ impl Variant {
                 (QuantiseParams::WGSL, &[stairs, include_str!("../wgsl/quantise.wgsl")], vec![])
             }
             Self::Picture => (PictureParams::WGSL, &[include_str!("../wgsl/picture.wgsl")], vec![]),
+            Self::Resized => (ResizedParams::WGSL, &[include_str!("../wgsl/resized.wgsl")], vec![]),
             Self::Dequantise => (DequantiseParams::WGSL, &[include_str!("../wgsl/dequantise.wgsl")], vec![]),
             Self::Copy => (CopyParams::WGSL, &[include_str!("../wgsl/copy.wgsl")], vec![]),
         };
@@ -245,6 +249,7 @@ impl Variant {
             Self::ChannelMean,
             Self::Quantise,
             Self::Picture,
+            Self::Resized,
             Self::Dequantise,
         ];
         all.extend([1, 8].map(|parts| Self::Mean { parts }));

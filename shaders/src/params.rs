@@ -115,6 +115,12 @@ params! {
 }
 
 params! {
+    /// `stairs`: where the staircase of the first channel begins, and the others behind it.
+    ResizedParams:
+    channels width pixels out_base out_stride stairs
+}
+
+params! {
     /// Steps from a pixel's or a channel's value to the next one's; `first` of the `channels` that are wanted;
     /// `tables`: where the table of each begins.
     DequantiseParams:

@@ -8,6 +8,9 @@ use super::{
 };
 use crate::{
     plain::Pool,
+    preprocess::normalised,
+    resize::{ROWS, Resizer, Sides},
+    session::Pictures,
     tensor::{Data, Tensor},
 };
 
@@ -22,29 +25,100 @@ pub(super) struct Import {
     pub(super) quantity: Quantity,
     /// f32 comes, or a picture; otherwise bytes.
     pub(super) real: bool,
-    /// What becomes of a picture's bytes, a table for each channel: the normalisation and this quantisation as one. A value
-    /// of u8 is a picture then, with the channels of a pixel side by side.
-    pub(super) pictures: Option<Arc<[[u8; 256]]>>,
+    /// What becomes of pictures. A value of u8 is one then, with the channels of a pixel side by side.
+    pub(super) pictures: Option<Box<Intaken>>,
+}
+
+/// Pictures for an activation, and what is kept from one to the next.
+#[derive(Debug, Clone)]
+pub(crate) struct Intaken {
+    pub(crate) meaning: Pictures,
+    /// What becomes of the bytes of one that has the right size, for each channel: the normalisation and the quantisation as
+    /// one.
+    pub(crate) tables: Arc<[[u8; 256]]>,
+    /// For those of another size, of the last one's.
+    resizer: Option<Resizer>,
+    /// The last one's rows at their new width.
+    rows: Vec<f32>,
+}
+
+impl Intaken {
+    /// What a value of a picture means in a channel.
+    pub(crate) fn real(&self, channel: usize, value: f32) -> f32 {
+        normalised(value, self.meaning.mean[channel], self.meaning.std[channel])
+    }
 }
 
 impl Import {
     /// From now on takes pictures, whose bytes `v` mean `(v - mean) / std`; whether it can.
-    pub(super) fn take_pictures(&mut self, mean: &[f32], std: &[f32], channels: usize) -> bool {
+    pub(super) fn take_pictures(&mut self, meaning: &Pictures, channels: usize) -> bool {
+        let Pictures { mean, std } = meaning;
         if self.order != Order::ChannelsLast || !self.real || mean.len() != channels || std.len() != channels
         {
             return false;
         }
         // The same operations in the same order as for a plain tensor.
-        let byte = |v: usize, mean: f32, std: f32| self.byte((v as f32 - mean) / std);
+        let byte = |v: usize, mean: f32, std: f32| self.byte(normalised(v as f32, mean, std));
         let tables = mean.iter().zip(std).map(|(m, s)| std::array::from_fn(|v| byte(v, *m, *s)));
-        self.pictures = Some(tables.collect());
+        let (meaning, tables) = (meaning.clone(), tables.collect());
+        self.pictures = Some(Box::new(Intaken { meaning, tables, resizer: None, rows: vec![] }));
         true
     }
 
     /// What an f32 becomes.
     pub(super) fn byte(&self, real: f32) -> u8 {
-        let Quantity { scale, zero } = self.quantity;
-        (rint(real / scale) + i32::from(zero)).clamp(0, 255) as u8
+        byte(self.quantity, real)
+    }
+
+    /// A picture of any size.
+    fn resized(
+        &mut self,
+        team: &mut Team,
+        (from, pixels): (Sides, &[u8]),
+        shape: Shape,
+        out: &mut [u8],
+    ) -> Result<(), String> {
+        /// A group of channels: what is computed together. Whole pixels of one channel and of three.
+        const TOGETHER: usize = 12;
+        let to = [shape.h, shape.w, shape.c];
+        let quantity = self.quantity;
+        let pictures = self.pictures.as_mut().ok_or("it takes no pictures")?;
+        let Intaken { meaning, resizer, rows, .. } = &mut **pictures;
+        if !Resizer::has(from, to) {
+            return Err(format!("a picture of sides {from:?} cannot become one of {to:?}"));
+        }
+        if resizer.as_ref().is_none_or(|known| known.from != from) {
+            let new = resizer.insert(Resizer::new(from, to));
+            *rows = vec![0.0; from[0] * new.row()];
+        }
+        let Some(resizer) = &*resizer else { return Ok(()) };
+        let (row, lanes) = (resizer.row(), resizer.lanes());
+        let size = team.piece(rows.len(), ROWS * row, 4 << 10);
+        team.pieces(rows, size, |part, out| resizer.across(pixels, part * (size / row), out));
+        let [mean, std] = [&meaning.mean, &meaning.std]
+            .map(|values| std::array::from_fn::<f32, TOGETHER, _>(|i| values[i % shape.c]));
+        let stride = shape.w * shape.c;
+        let size = team.piece(out.len(), stride, 16 << 10);
+        team.pieces(out, size, |part, out| {
+            let (mut line, mut wide) = (vec![0.0; row], vec![0.0; if lanes == shape.c { 0 } else { stride }]);
+            for (i, out) in out.chunks_exact_mut(stride).enumerate() {
+                resizer.down(rows, part * (size / stride) + i, &mut line);
+                for (pixel, value) in wide.chunks_exact_mut(shape.c).zip(&line) {
+                    pixel.fill(*value);
+                }
+                let values = if lanes == shape.c { &line } else { &wide };
+                let byte = |i: usize, value: f32| byte(quantity, normalised(value, mean[i], std[i]));
+                let (groups, last) = values.as_chunks::<TOGETHER>();
+                let (bytes, last_bytes) = out.as_chunks_mut::<TOGETHER>();
+                for (bytes, values) in bytes.iter_mut().zip(groups) {
+                    *bytes = std::array::from_fn(|i| byte(i, values[i]));
+                }
+                for (i, (out, value)) in last_bytes.iter_mut().zip(last).enumerate() {
+                    *out = byte(i, *value);
+                }
+            }
+        });
+        Ok(())
     }
 
     fn picture(&self, team: &mut Team, tables: &[[u8; 256]], values: &[u8], out: &mut [u8]) {
@@ -69,12 +143,18 @@ impl Import {
     }
 
     pub(super) fn run(
-        &self,
+        &mut self,
         team: &mut Team,
         tensor: &Tensor,
         shape: Shape,
         out: ViewMut<'_>,
     ) -> Result<(), String> {
+        if let (Data::U8(pixels), true, &[1, h, w, c]) =
+            (tensor.data(), self.pictures.is_some() && out.stride == shape.c, tensor.shape())
+            && [h, w, c] != [shape.h, shape.w, shape.c]
+        {
+            return self.resized(team, ([h, w, c], pixels), shape, out.bytes);
+        }
         if tensor.data().len() != shape.bytes() {
             return Err(format!(
                 "a value of shape {:?} where {} elements belong",
@@ -85,7 +165,8 @@ impl Import {
         let Quantity { scale, zero } = self.quantity;
         match tensor.data() {
             Data::U8(values) if self.pictures.is_some() && out.stride == shape.c => {
-                self.picture(team, self.pictures.as_deref().unwrap_or_default(), values, out.bytes);
+                let tables = self.pictures.as_ref().map(|pictures| &*pictures.tables);
+                self.picture(team, tables.unwrap_or_default(), values, out.bytes);
             }
             Data::F32(values)
                 if self.order == Order::ChannelsLast && out.stride == shape.c && shape.c > 0 =>
@@ -114,6 +195,11 @@ impl Import {
             }
         }
     }
+}
+
+/// What an f32 becomes.
+fn byte(Quantity { scale, zero }: Quantity, real: f32) -> u8 {
+    (rint(real / scale) + i32::from(zero)).clamp(0, 255) as u8
 }
 
 /// An activation to a plain tensor.

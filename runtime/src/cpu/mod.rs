@@ -87,13 +87,13 @@ impl<'a> Sketch<'a> {
     pub(crate) fn build(self, threads: usize) -> Result<Cpu, String> {
         let (plan, parts) = guarded(|| self.schedule.plan())?;
         let (arena, team) = (Bytes::zeroed(plan.arena_bytes), Team::new(self.isa, threads));
-        Ok(Cpu { takes_pictures: false, plan, parts, arena, scratch: Scratch::default(), team })
+        Ok(Cpu { pictures: None, plan, parts, arena, scratch: Scratch::default(), team })
     }
 }
 
 pub(crate) struct Cpu {
-    /// The first input may be a picture.
-    takes_pictures: bool,
+    /// What the first input may be.
+    pictures: Option<Pictures>,
     plan: Plan,
     /// What became of each node.
     parts: Vec<Part>,
@@ -137,9 +137,14 @@ pub(crate) enum StepKind {
 impl Cpu {
     /// Lets the first input be a picture, if all that reads it can take one.
     pub(crate) fn with_pictures(mut self, pictures: Option<&Pictures>) -> Self {
-        self.takes_pictures =
-            pictures.is_some_and(|Pictures { mean, std }| self.plan.take_pictures(mean, std));
+        let taken = pictures.filter(|pictures| self.plan.take_pictures(pictures));
+        self.pictures = taken.cloned();
         self
+    }
+
+    /// What the first input means if it is a picture, if it may be one.
+    pub(crate) fn pictures(&self) -> Option<&Pictures> {
+        self.pictures.as_ref()
     }
 
     /// Keeps each of the threads that it made on one processor.
@@ -196,6 +201,6 @@ impl Engine for Cpu {
     }
 
     fn takes_pictures(&self) -> bool {
-        self.takes_pictures
+        self.pictures.is_some()
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     engine::Engine,
     graph::NodeId,
     plain::{self, Pool},
+    session::Pictures,
     tensor::Tensor,
 };
 
@@ -222,7 +223,7 @@ impl Plan {
     }
 
     /// Lets the first input be a picture, see [`Import::take_pictures`]; whether all that reads it can.
-    pub(super) fn take_pictures(&mut self, mean: &[f32], std: &[f32]) -> bool {
+    pub(super) fn take_pictures(&mut self, meaning: &Pictures) -> bool {
         let first = Slot::Input(0);
         let mut any = false;
         if self.outputs.contains(&first) {
@@ -231,7 +232,7 @@ impl Plan {
         for step in self.steps.iter_mut().filter(|step| step.work.reads().contains(&first)) {
             match &mut step.work {
                 Work::Import { to, import, .. } if to.stride == to.shape.c => {
-                    if !import.take_pictures(mean, std, to.shape.c) {
+                    if !import.take_pictures(meaning, to.shape.c) {
                         return false;
                     }
                     any = true;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     Cpu,
-    convert::{Form, Piece},
+    convert::{Form, Intaken, Piece},
     describe::Description,
     plan::{Context, Order, Place, Slot, View, ViewMut, Work},
 };
@@ -26,8 +26,8 @@ pub(crate) struct Intake<'a> {
     /// The input has channel after channel; otherwise pixel after pixel.
     pub(crate) planes: bool,
     pub(crate) byte: Box<dyn Fn(f32) -> u8 + 'a>,
-    /// What becomes of the bytes of a picture, for each channel, if the input may be one.
-    pub(crate) pictures: Option<&'a [[u8; 256]]>,
+    /// What becomes of pictures, if the input may be one.
+    pub(crate) pictures: Option<&'a Intaken>,
 }
 
 /// Real values of some channels of an activation, which a step makes plain.
@@ -128,10 +128,10 @@ impl Cpu {
     /// The same steps in another order, in which each still comes after those whose results it reads: `order[i]` is what
     /// was step number `order[i]`.
     pub(crate) fn reordered(self, order: &[usize]) -> Self {
-        let Self { takes_pictures, plan, parts, arena: _, scratch, team } = self;
+        let Self { pictures, plan, parts, arena: _, scratch, team } = self;
         let plan = plan.reordered(order);
         let arena = super::Bytes::zeroed(plan.arena_bytes);
-        Self { takes_pictures, plan, parts, arena, scratch, team }
+        Self { pictures, plan, parts, arena, scratch, team }
     }
 
     /// Runs one step on what is in the arena.

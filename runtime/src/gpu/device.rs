@@ -257,6 +257,16 @@ impl Device {
         constants: &wgpu::Buffer,
         params: &wgpu::Buffer,
     ) -> wgpu::BindGroup {
+        self.bind_apart(arena, [constants, constants], params)
+    }
+
+    /// With one buffer of constants in words and another in groups of four.
+    pub(crate) fn bind_apart(
+        &self,
+        arena: &wgpu::Buffer,
+        [words, quads]: [&wgpu::Buffer; 2],
+        params: &wgpu::Buffer,
+    ) -> wgpu::BindGroup {
         let entry = |binding, buffer, size| {
             let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size });
             wgpu::BindGroupEntry { binding, resource }
@@ -267,8 +277,8 @@ impl Device {
             entries: &[
                 entry(binding::WORDS, arena, None),
                 entry(binding::QUADS, arena, None),
-                entry(binding::CONSTANTS, constants, None),
-                entry(binding::CONSTANT_QUADS, constants, None),
+                entry(binding::CONSTANTS, words, None),
+                entry(binding::CONSTANT_QUADS, quads, None),
                 entry(binding::PARAMS, params, std::num::NonZeroU64::new(PARAMS_BYTES)),
             ],
         })

@@ -1,11 +1,12 @@
 //! Where bytes begin and end on the GPU: inputs of the network as they come, and real values as they leave.
 
-use andon_shaders::{DequantiseParams, PictureParams, QuantiseParams, Variant};
+use andon_shaders::{DequantiseParams, PictureParams, QuantiseParams, ResizedParams, Variant};
 
 use super::{
     exact,
     layout::Spot,
     lower::{Lowering, at},
+    program::Raw,
 };
 use crate::cpu::{Intake, Outlet, Shape};
 
@@ -14,14 +15,16 @@ use crate::cpu::{Intake, Outlet, Shape};
 pub(crate) enum Given {
     Real,
     Picture,
+    /// One of another size.
+    Resized,
 }
 
 impl Lowering {
     /// Where an input goes so that the GPU can quantise it; then the jobs are there.
-    pub(crate) fn intake(&mut self, step: usize, intake: &Intake<'_>) -> Option<Spot> {
+    pub(crate) fn intake(&mut self, step: usize, intake: &Intake<'_>) -> Option<(Raw, Spot)> {
         let stairs = exact::numbered_stairs(&intake.byte)?;
         let (values, to) = (intake.to.shape.bytes(), self.layout.spot(&intake.to));
-        if intake.pictures.is_some_and(|tables| tables.len() != to.shape.c) {
+        if intake.pictures.is_some_and(|pictures| pictures.tables.len() != to.shape.c) {
             return None;
         }
         self.begin(step);
@@ -46,8 +49,8 @@ impl Lowering {
             };
             params.words()
         });
-        if let Some(tables) = intake.pictures {
-            let tables = self.constants.bytes(tables.as_flattened());
+        if let Some(pictures) = intake.pictures {
+            let tables = self.constants.bytes(pictures.tables.as_flattened());
             self.given(Some(Given::Picture));
             self.push(Variant::Picture, words * pixels, &[raw, out], move |bases| {
                 let params = PictureParams {
@@ -62,10 +65,30 @@ impl Lowering {
                 params.words()
             });
         }
+        let resized = resized_stairs(intake).filter(|_| matches!(channels, 1 | 3));
+        if let Some(stairs) = &resized {
+            let stairs = self.constants.integers(stairs);
+            let width = out.shape.w;
+            self.given(Some(Given::Resized));
+            self.push(Variant::Resized, pixels, &[out], move |bases| {
+                let params = ResizedParams {
+                    channels: channels as u32,
+                    width: width as u32,
+                    pixels: pixels as u32,
+                    out_base: at(out, bases),
+                    out_stride: out.stride as u32 / 4,
+                    stairs,
+                };
+                params.words()
+            });
+        }
         if out != to {
             self.moved(step, out, to)?;
         }
-        Some(raw)
+        let Shape { h, w, c } = out.shape;
+        let picture = intake.pictures.map(|_| [h, w, c]);
+        let (input, resizes) = (intake.input, resized.is_some());
+        Some((Raw { input, values, picture, resizes, at: 0 }, raw))
     }
 
     /// Where the values of a step's outlets are in the end, channel after channel or pixel after pixel; then the jobs are there.
@@ -120,4 +143,12 @@ impl Lowering {
         });
         Some(to)
     }
+}
+
+/// What a value of a resized picture becomes, channel after channel.
+fn resized_stairs(intake: &Intake<'_>) -> Option<Vec<i32>> {
+    let pictures = intake.pictures?;
+    let of_channel = |channel| exact::numbered_stairs(|value| (intake.byte)(pictures.real(channel, value)));
+    let stairs: Vec<[i32; 256]> = (0..pictures.tables.len()).map(of_channel).collect::<Option<_>>()?;
+    Some(stairs.as_flattened().to_vec())
 }

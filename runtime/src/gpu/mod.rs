@@ -19,6 +19,7 @@ mod others;
 mod probe;
 mod profile;
 mod program;
+mod resized;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -175,7 +176,7 @@ impl Gpu {
     pub(crate) fn dispatches(&self) -> usize {
         let all = self.program.phases.iter().flat_map(|phase| &phase.dispatches);
         // What an input may be instead is not counted.
-        all.filter(|dispatch| dispatch.given != Some(ends::Given::Picture)).count()
+        all.filter(|dispatch| dispatch.given.is_none_or(|given| given == ends::Given::Real)).count()
     }
 
     /// The plan in the order in which it runs, with the steps that the GPU takes.

@@ -14,7 +14,10 @@ use super::{
     layout::{Layout, Spot},
     lower::{Job, Lowering},
 };
-use crate::cpu::{Cpu, Place, Shape, Touched, arrange, describe::Description};
+use crate::{
+    cpu::{Cpu, Place, Shape, Touched, arrange, describe::Description},
+    resize::Sides,
+};
 
 /// Bytes behind the arena that kernels may read, and ignore.
 const SLACK: usize = 1 << 16;
@@ -24,8 +27,10 @@ const SLACK: usize = 1 << 16;
 pub(crate) struct Raw {
     pub(crate) input: usize,
     pub(crate) values: usize,
-    /// They may be bytes instead of f32.
-    pub(crate) picture: bool,
+    /// They may be the bytes of a picture of these sides instead of f32.
+    pub(crate) picture: Option<Sides>,
+    /// Or of one of another size.
+    pub(crate) resizes: bool,
     /// Where it begins in the GPU's arena, in bytes.
     pub(crate) at: usize,
 }
@@ -137,14 +142,8 @@ impl Program {
             }
             let takes_from = lowering.choices.takes_from;
             if let Some(intake) = cpu.intake(at).filter(|i| i.to.shape.bytes() >= takes_from)
-                && let Some(spot) = lowering.intake(at, &intake)
+                && let Some((raw, spot)) = lowering.intake(at, &intake)
             {
-                let raw = Raw {
-                    input: intake.input,
-                    values: intake.to.shape.bytes(),
-                    picture: intake.pictures.is_some(),
-                    at: 0,
-                };
                 intakes.push((at, raw, spot));
                 on_gpu.push(true);
                 continue;

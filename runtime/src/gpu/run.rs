@@ -8,6 +8,7 @@ use super::{
     device::{Device, Scope},
     ends::Given,
     program::{Phase, Program},
+    resized::Album,
     transfer::{Flight, Lane, downloaded},
 };
 use crate::{cpu::Cpu, tensor::Tensor};
@@ -19,6 +20,10 @@ pub(crate) struct Memory {
     pub(super) params: Vec<u32>,
     /// A second one from the first stream on.
     lanes: Vec<Lane>,
+    album: Album,
+    /// For pictures of another size, which are bound beside them.
+    constants: wgpu::Buffer,
+    blocks: wgpu::Buffer,
     /// What the first input was that went up last.
     given: Given,
 }
@@ -90,7 +95,8 @@ impl Memory {
         let bindings = device.bind(&arena, &constants, &params);
         let lanes = vec![Lane::new(device, program)];
         scope.end()?;
-        Ok(Self { arena, bindings, params: offsets, lanes, given: Given::Real })
+        let (album, given) = (Album::default(), Given::Real);
+        Ok(Self { arena, bindings, params: offsets, lanes, album, constants, blocks: params, given })
     }
 
     /// Makes what a run needs that overlaps another, if it is not there yet.
@@ -132,9 +138,7 @@ impl Memory {
         after: &mut dyn FnMut(Moment),
     ) -> Result<Option<Flight>, String> {
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let own = &mut self.lanes[lane];
-        let (bytes, given) = own.upload(device, &mut encoder, &self.arena, (number, phase), cpu, inputs)?;
-        self.given = given.unwrap_or(self.given);
+        let bytes = self.hand_over(device, &mut encoder, lane, (number, phase), cpu, inputs)?;
         if bytes > 0 {
             after(Moment::Uploaded { bytes });
         }
@@ -146,6 +150,28 @@ impl Memory {
         let flight = self.lanes[lane].submit(device, encoder, &self.arena, phase);
         after(Moment::Submitted);
         Ok(flight)
+    }
+
+    /// Encodes the uploads of a phase; returns how many bytes they are.
+    fn hand_over(
+        &mut self,
+        device: &Device,
+        encoder: &mut wgpu::CommandEncoder,
+        lane: usize,
+        (number, phase): (usize, &Phase),
+        cpu: &mut Cpu,
+        inputs: &[&Tensor],
+    ) -> Result<u64, String> {
+        let Self { arena, lanes, album, constants, blocks, .. } = self;
+        let (mut bytes, given) = lanes[lane].upload(device, encoder, arena, (number, phase), cpu, inputs)?;
+        if given == Some(Given::Resized) {
+            let to = phase.raws.iter().find_map(|raw| raw.picture);
+            let picture = inputs.first().copied().zip(to).ok_or("an input is missing")?;
+            let bind = |buffer: &wgpu::Buffer| device.bind_apart(arena, [buffer, constants], blocks);
+            bytes += album.upload(device, encoder, lane, cpu, picture, &bind)?;
+        }
+        self.given = given.unwrap_or(self.given);
+        Ok(bytes)
     }
 
     /// Waits for what [`Memory::start`] gave, and brings the phase's results back.
@@ -174,9 +200,7 @@ impl Memory {
         inputs: &[&Tensor],
     ) -> Result<(), String> {
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let lane = &mut self.lanes[0];
-        let (_, given) = lane.upload(device, &mut encoder, &self.arena, (number, phase), cpu, inputs)?;
-        self.given = given.unwrap_or(self.given);
+        self.hand_over(device, &mut encoder, 0, (number, phase), cpu, inputs)?;
         device.queue.submit([encoder.finish()]);
         Ok(())
     }
@@ -208,7 +232,11 @@ impl Memory {
                 current = Some(dispatch.variant);
             }
             let offset = self.params[number] + i as u32 * PARAMS_BYTES as u32;
-            pass.set_bind_group(0, &self.bindings, &[offset]);
+            let bindings = match dispatch.given {
+                Some(Given::Resized) => self.album.bindings().ok_or("there is no picture")?,
+                _ => &self.bindings,
+            };
+            pass.set_bind_group(0, bindings, &[offset]);
             let [x, y] = dispatch.workgroups;
             pass.dispatch_workgroups(x, y, 1);
         }

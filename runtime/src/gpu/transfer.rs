@@ -18,9 +18,13 @@ use super::{
     device::Device,
     ends::Given,
     program::{Phase, Program, Raw, Transfer},
+    resized::BYTES_MAX,
 };
 use crate::{
     cpu::{Cpu, View},
+    preprocess::planes,
+    resize::Resizer,
+    session::Pictures,
     tensor::{Data, Tensor},
 };
 
@@ -43,14 +47,7 @@ impl Lane {
         let sizes = program.phases.iter().map(uploaded);
         let staging = sizes.map(|size| (size > 0).then(|| Staging::new(device, size))).collect();
         let longest = program.phases.iter().map(downloaded).max().unwrap_or(0);
-        let readback = (longest > 0).then(|| {
-            device.device.create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size: longest,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        });
+        let readback = (longest > 0).then(|| readback(device, longest));
         Self { staging, readback }
     }
 
@@ -68,32 +65,27 @@ impl Lane {
         let Some(staging) = self.staging.get_mut(number).and_then(Option::as_mut) else {
             return Ok((0, None));
         };
-        if !staging.mapped.load(Acquire) {
-            // A run before this one has failed, and what became of its submission nobody knows.
-            *staging = Staging::new(device, staging.buffer.size());
+        let (end, first, copies) = staging.fill(device, encoder, |view| {
+            let (mut at, mut first, mut copies) = (0, None, vec![]);
+            for transfer in &phase.uploads {
+                let bytes = length(transfer);
+                pack(cpu, transfer, view.slice(at..at + bytes));
+                copies.push((at as u64, transfer.at as u64, bytes as u64));
+                at += bytes;
+            }
+            for raw in &phase.raws {
+                let tensor = inputs.get(raw.input).ok_or("an input is missing")?;
+                let (bytes, given) = hand_over(cpu, tensor, raw, view.slice(at..at + 4 * raw.values))?;
+                first = first.or((raw.input == 0).then_some(given));
+                copies.push((at as u64, raw.at as u64, bytes as u64));
+                at += bytes;
+            }
+            Ok((at as u64, first, copies))
+        })?;
+        for (from, to, bytes) in copies {
+            encoder.copy_buffer_to_buffer(&staging.buffer, from, arena, to, bytes);
         }
-        let mut view = staging.buffer.slice(..).get_mapped_range_mut().map_err(|e| e.to_string())?;
-        let (mut at, mut first) = (0, None);
-        for transfer in &phase.uploads {
-            let bytes = length(transfer);
-            pack(cpu, transfer, view.slice(at..at + bytes));
-            let (from, to) = (&staging.buffer, transfer.at as u64);
-            encoder.copy_buffer_to_buffer(from, at as u64, arena, to, bytes as u64);
-            at += bytes;
-        }
-        for raw in &phase.raws {
-            let tensor = inputs.get(raw.input).ok_or("an input is missing")?;
-            let (bytes, given) = hand_over(cpu, tensor, raw, view.slice(at..at + 4 * raw.values))?;
-            first = first.or((raw.input == 0).then_some(given));
-            let (from, to) = (&staging.buffer, raw.at as u64);
-            encoder.copy_buffer_to_buffer(from, at as u64, arena, to, bytes as u64);
-            at += bytes;
-        }
-        drop(view);
-        staging.mapped.store(false, Release);
-        staging.buffer.unmap();
-        staging.map_after(encoder);
-        Ok((at as u64, first))
+        Ok((end, first))
     }
 
     /// Encodes the copies of a phase's downloads, and submits all that is encoded.
@@ -198,13 +190,23 @@ impl Flight {
 }
 
 /// Memory that the host writes and the GPU copies from. It stays mapped except from a submission until that is done.
-struct Staging {
+pub(super) struct Staging {
     buffer: wgpu::Buffer,
     mapped: Arc<AtomicBool>,
 }
 
+/// Memory that the GPU copies to and the host reads.
+pub(super) fn readback(device: &Device, size: u64) -> wgpu::Buffer {
+    device.device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size,
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    })
+}
+
 impl Staging {
-    fn new(device: &Device, size: u64) -> Self {
+    pub(super) fn new(device: &Device, size: u64) -> Self {
         let buffer = device.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
@@ -212,6 +214,30 @@ impl Staging {
             mapped_at_creation: true,
         });
         Self { buffer, mapped: Arc::new(AtomicBool::new(true)) }
+    }
+
+    pub(super) fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+
+    /// Lets the host write, and gives the buffer to what is being encoded.
+    pub(super) fn fill<T>(
+        &mut self,
+        device: &Device,
+        encoder: &mut wgpu::CommandEncoder,
+        write: impl FnOnce(&mut wgpu::BufferViewMut) -> Result<T, String>,
+    ) -> Result<T, String> {
+        if !self.mapped.load(Acquire) {
+            // A run before this one has failed, and what became of its submission nobody knows.
+            *self = Self::new(device, self.buffer.size());
+        }
+        let mut view = self.buffer.slice(..).get_mapped_range_mut().map_err(|e| e.to_string())?;
+        let written = write(&mut view)?;
+        drop(view);
+        self.mapped.store(false, Release);
+        self.buffer.unmap();
+        self.map_after(encoder);
+        Ok(written)
     }
 
     /// Maps it again once what is being encoded is done.
@@ -282,7 +308,8 @@ fn pack(cpu: &mut Cpu, transfer: &Transfer, to: wgpu::WriteOnly<'_, [u8]>) {
     }
 }
 
-/// Writes an input as it is; how many bytes that are, in whole words, and what it is.
+/// Writes an input as it is; how many bytes that are, in whole words, and what it is. A picture that goes another way,
+/// through the [`super::resized::Album`], is none.
 fn hand_over(
     cpu: &mut Cpu,
     tensor: &Tensor,
@@ -290,6 +317,18 @@ fn hand_over(
     to: wgpu::WriteOnly<'_, [u8]>,
 ) -> Result<(usize, Given), String> {
     let values = raw.values;
+    if let (Data::U8(pixels), Some(sides), &[1, h, w, c]) = (tensor.data(), raw.picture, tensor.shape())
+        && [h, w, c] != sides
+        && Resizer::has([h, w, c], sides)
+    {
+        if raw.resizes && pixels.len() <= BYTES_MAX {
+            return Ok((0, Given::Resized));
+        }
+        let Pictures { mean, std } = cpu.pictures().ok_or("it takes no pictures")?;
+        let planes = planes(&Resizer::new([h, w, c], sides), pixels, mean, std);
+        let planes = Tensor::f32(vec![planes.len()], planes).map_err(|e| e.to_string())?;
+        return hand_over(cpu, &planes, raw, to);
+    }
     if tensor.data().len() != values {
         return Err(format!("a value of shape {:?} where {values} elements belong", tensor.shape()));
     }
@@ -308,14 +347,32 @@ fn hand_over(
             words(rest, &reals[blocks.count() * (BLOCK / 4)..]);
             Ok((4 * values, Given::Real))
         }
-        Data::U8(bytes) if raw.picture => {
+        Data::U8(bytes) if raw.picture.is_some() => {
             let count = values.next_multiple_of(4);
             let (to, _) = to.split_at(count);
-            to.write_iter(bytes.iter().copied().chain(iter::repeat(0)).take(count));
+            copied(cpu, bytes, to);
             Ok((count, Given::Picture))
         }
         other => Err(format!("a value of {} where f32 belongs", other.type_name())),
     }
+}
+
+/// Bytes as they are, with zeros up to the end of `to`.
+pub(super) fn copied(cpu: &mut Cpu, bytes: &[u8], to: wgpu::WriteOnly<'_, [u8]>) {
+    let (blocks, rest) = Blocks::of(to);
+    let write = |to: wgpu::WriteOnly<'_, [u8]>, number: usize| {
+        let own = bytes.get(number * BLOCK..).unwrap_or_default();
+        let count = own.len().min(to.len());
+        let (mut to, mut tail) = to.split_at(count);
+        to.copy_from_slice(&own[..count]);
+        tail.fill(0);
+    };
+    cpu.parts(blocks.count(), &|number| {
+        if let Some(block) = blocks.take(number) {
+            write(block, number);
+        }
+    });
+    write(rest, blocks.count());
 }
 
 /// Fills `to`, in which from one pixel to the next are `to_stride` bytes, with what a view begins with.

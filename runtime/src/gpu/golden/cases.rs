@@ -5,6 +5,7 @@ use crate::{
     Model,
     graph::Graph,
     onnx::{DataType, GraphProto, Limits, ModelProto, NodeProto, TensorProto, ValueInfoProto},
+    resize::Sides,
 };
 
 /// xorshift64: Marsaglia 2003.
@@ -233,6 +234,29 @@ pub(in crate::gpu) fn residual_case(seed: u64) -> Result<Model, String> {
     }
     graph.node.push(NodeProto::new(after, "after", [sum], ["y"]));
     quantise(&mut graph, "y", random.pick(&[0.049, 0.0211]), random.zero());
+    done(graph)
+}
+
+/// What pictures there are, height, width and channels, and the networks' inputs that they are for.
+pub(in crate::gpu) const PICTURES: [(Sides, Sides); 8] = [
+    ([5, 6, 3], [5, 6, 3]),
+    ([3, 9, 1], [3, 9, 1]),
+    ([47, 61, 3], [5, 6, 3]),
+    ([2, 5, 3], [5, 6, 3]),
+    ([40, 3, 1], [5, 6, 3]),
+    ([9, 31, 3], [3, 9, 1]),
+    ([5, 100, 1], [3, 9, 1]),
+    ([1, 1, 3], [5, 6, 3]),
+];
+
+/// A network that takes pictures, of that height, width and so many channels, and gives their bytes as they are, too.
+pub(in crate::gpu) fn picture_case([h, w, c]: Sides) -> Result<Model, String> {
+    let random = &mut Random::new((c * h * w) as u64);
+    let mut graph = frame(&[1, c, h, w], 117);
+    let window = NodeProto::new("MaxPool", "n", ["x.f"], ["y"]).with_ints("kernel_shape", &[1, 2]);
+    graph.node.push(window.with_ints("pads", &[0, 0, 0, 1]));
+    quantise(&mut graph, "y", 0.021, random.zero());
+    graph.output.push(ValueInfoProto { name: "x.q".into(), r#type: None });
     done(graph)
 }
 

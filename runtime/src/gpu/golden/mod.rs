@@ -14,16 +14,20 @@ use serde::{Deserialize, Serialize};
 use super::{
     Choices, Fault, Gpu, Task, Tuning,
     device::{Checks, Device},
+    ends::Given,
     plan,
-    program::Program,
+    program::{Dispatch, Program},
 };
 use crate::{
     Model,
-    cpu::{Isa, Sketch},
+    cpu::{Cpu, Isa, Sketch},
     engine::{Engine, guard::agree, guarded},
     graph::ValueId,
+    onnx::DataType,
+    resize::Sides,
+    session::Pictures,
     shape::Shapes,
-    tensor::Tensor,
+    tensor::{Data, Tensor},
 };
 
 /// What was compared, and how it came out.
@@ -49,8 +53,12 @@ pub struct WrongCase {
     pub reason: String,
 }
 
-/// Each case, by name; `times` as many of the random ones as the tests make.
-fn suite(times: usize) -> impl Iterator<Item = (String, Result<Model, String>)> {
+/// A case of the suite: what it is called, its network, and the sides of the picture that it gets, if that is what it gets:
+/// height, width, channels.
+type Sample = (String, Result<Model, String>, Option<Sides>);
+
+/// Each case; `times` as many of the random ones as the tests make.
+fn suite(times: usize) -> impl Iterator<Item = Sample> {
     let deep = [(272, 1), (272, 3), (8, 1)].map(|(channels, kernel)| {
         (
             format!("convolution of {channels} channels, {kernel} by {kernel}"),
@@ -64,14 +72,19 @@ fn suite(times: usize) -> impl Iterator<Item = (String, Result<Model, String>)> 
     let residual = |n: usize| (format!("residual {n}"), cases::residual_case(n as u64));
     let operator = |(name, n): (&str, usize)| (format!("{name} {n}"), cases::operator_case(name, n as u64));
     let operators = cases::OPERATORS.into_iter().flat_map(move |name| (0..3).map(move |n| (name, n)));
-    middling
+    let picture = |(sides, input): (Sides, Sides)| {
+        (format!("picture of {sides:?} for {input:?}"), cases::picture_case(input), Some(sides))
+    };
+    let pictures = cases::PICTURES.into_iter().map(picture);
+    let others = middling
         .into_iter()
         .chain(deep)
         .chain(windows)
         .chain(std::iter::once_with(|| ("sums that cancel out".to_owned(), cases::cancelling_case())))
         .chain((0..8).map(residual))
         .chain(operators.map(operator))
-        .chain((0..24 * times).map(convolution))
+        .chain((0..24 * times).map(convolution));
+    pictures.chain(others.map(|(name, model)| (name, model, None)))
 }
 
 /// A network with what it computes: something to run on both sides.
@@ -81,6 +94,10 @@ struct Case {
     shapes: Shapes,
     wanted: Vec<ValueId>,
     inputs: Vec<Tensor>,
+    /// The first input may be a picture.
+    pictures: Option<Pictures>,
+    /// What it is.
+    given: Given,
 }
 
 impl Case {
@@ -94,31 +111,56 @@ impl Case {
         let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
         let inputs = resolved.iter().zip(model.inputs());
         let inputs = inputs.map(|((_, dims), port)| Tensor::noise(dims, port.data_type));
-        let inputs = inputs.collect::<Result<_, _>>()?;
-        Ok(Self { name, model, shapes, wanted, inputs })
+        let inputs: Vec<Tensor> = inputs.collect::<Result<_, _>>()?;
+        // A network's pictures may mean what they like: it is the kernels that matter.
+        let pictures = match inputs.first().map(|tensor| (tensor.data(), tensor.shape())) {
+            Some((Data::F32(_), &[1, channels, _, _])) => Some(Pictures {
+                mean: (0..channels).map(|c| 110.0 + 7.0 * c as f32).collect(),
+                std: (0..channels).map(|c| 48.0 + 5.0 * c as f32).collect(),
+            }),
+            _ => None,
+        };
+        Ok(Self { name, model, shapes, wanted, inputs, pictures, given: Given::Real })
     }
 
     /// One of the suite. What would be the embedding of a classifier is of no interest in it.
-    fn golden((name, model): (String, Result<Model, String>)) -> Result<Self, String> {
+    fn golden((name, model, picture): Sample) -> Result<Self, String> {
         let model = model?;
         let wanted = model.graph().outputs().to_vec();
-        Self::new(name, model, &[], wanted)
+        let mut case = Self::new(name, model, &[], wanted)?;
+        let Some([h, w, c]) = picture else { return Ok(Self { pictures: None, ..case }) };
+        let noise = Tensor::noise(&[1, h, w, c], Some(DataType::Uint8))?;
+        let fits = case.inputs.iter().any(|own| *own.shape() == [1, c, h, w]);
+        case.given = if fits { Given::Picture } else { Given::Resized };
+        case.inputs = vec![noise];
+        Ok(case)
+    }
+
+    fn plan(&self) -> Result<Cpu, String> {
+        let cpu = plan(self.model.graph(), &self.shapes, &self.wanted, Isa::chosen()?, 1)?;
+        Ok(cpu.with_pictures(self.pictures.as_ref()))
     }
 
     /// What would run it.
     fn program(&self, choices: Choices) -> Result<Program, String> {
-        let cpu = plan(self.model.graph(), &self.shapes, &self.wanted, Isa::chosen()?, 1)?;
-        Program::new(&cpu, choices).map(|(program, _)| program)
+        Program::new(&self.plan()?, choices).map(|(program, _)| program)
     }
 
     fn expected(&self) -> Result<Vec<Tensor>, String> {
         let sketch = Sketch::new(self.model.graph(), &self.shapes, &self.wanted, Isa::chosen()?)?;
-        sketch.build(1)?.run(&self.inputs.iter().collect::<Vec<_>>())
+        let mut cpu = sketch.build(1)?.with_pictures(self.pictures.as_ref());
+        cpu.run(&self.inputs.iter().collect::<Vec<_>>())
+    }
+
+    /// Those that its inputs leave to be run.
+    fn used(&self, program: &Program) -> Vec<Variant> {
+        variants(program, &|dispatch| dispatch.given.is_none_or(|given| given == self.given))
     }
 }
 
-fn variants(program: &Program) -> Vec<Variant> {
+fn variants(program: &Program, counts: &dyn Fn(&Dispatch) -> bool) -> Vec<Variant> {
     let dispatches = program.phases.iter().flat_map(|phase| &phase.dispatches);
+    let dispatches = dispatches.filter(|dispatch| counts(dispatch));
     let mut variants: Vec<Variant> = dispatches.map(|dispatch| dispatch.variant).collect();
     variants.sort();
     variants.dedup();
@@ -164,8 +206,7 @@ impl<'a> Checker<'a> {
                 Some(device) => device,
                 None => Device::new(self.adapter, Checks::Off)?,
             };
-            let cpu = plan(case.model.graph(), &case.shapes, &case.wanted, Isa::chosen()?, 1)?;
-            let mut gpu = Gpu { fault: self.fault, ..Gpu::of(cpu, device, choices)? };
+            let mut gpu = Gpu { fault: self.fault, ..Gpu::of(case.plan()?, device, choices)? };
             let outputs = gpu.run(&case.inputs.iter().collect::<Vec<_>>())?;
             self.device = Some(gpu.into_parts().0);
             Ok(outputs)
@@ -179,7 +220,7 @@ impl<'a> Checker<'a> {
         choices: Choices,
         outputs: Result<Vec<Tensor>, String>,
     ) -> Result<Vec<Variant>, String> {
-        let used = variants(&case.program(choices)?);
+        let used = case.used(&case.program(choices)?);
         let expected = case.expected()?;
         self.report.runs += 1;
         used.iter().for_each(|variant| *self.seen.entry(*variant).or_default() += 1);
@@ -226,7 +267,7 @@ pub(super) fn check(
                 if in_time() {
                     checker.compare(&case, choices)?;
                 } else {
-                    left.extend(variants(&program));
+                    left.extend(case.used(&program));
                 }
                 continue;
             }
@@ -274,7 +315,12 @@ pub(super) fn check_network(
     let case = Case::new("the network".into(), model.clone(), input_shapes, model.wanted())?;
     // One that does not run at all, since it is too large perhaps, says nothing of the driver.
     let outputs = checker.run(&case, choices.clone())?;
-    let mut wanted = checker.note(&case, choices, Ok(outputs))?;
+    let used = checker.note(&case, choices.clone(), Ok(outputs))?;
+    // Its inputs may come in another form.
+    let others = variants(&case.program(choices)?, &|dispatch| dispatch.given.is_some());
+    let mut wanted = [used, others].concat();
+    wanted.sort();
+    wanted.dedup();
     wanted.retain(|variant| !known.contains(variant));
     // What a case has shown of a kernel, not the network.
     let mut shown: HashMap<Variant, usize> = HashMap::new();
@@ -290,7 +336,7 @@ pub(super) fn check_network(
         let case = Case::golden(case)?;
         let choices = checker.choices();
         let program = case.program(choices.clone())?;
-        let (tasks, usual) = (tasks(&program), variants(&program));
+        let (tasks, usual) = (tasks(&program), case.used(&program));
         for variant in missing_now {
             if !missing(&shown).contains(&variant) || !in_time() {
                 continue;
@@ -316,18 +362,18 @@ mod tests {
     #[test]
     fn each_variant_has_a_case() {
         let mut left = Variant::all();
-        // A picture is compared by a release's golden images. What lies at odd places of a wider buffer has no case.
-        let has_none = |variant: &Variant| {
-            matches!(variant, Variant::Picture | Variant::Convolution { quads: false, split: 4.., .. })
-        };
+        // What lies at odd places of a wider buffer has no case.
+        let has_none =
+            |variant: &Variant| matches!(variant, Variant::Convolution { quads: false, split: 4.., .. });
         left.retain(|variant| !has_none(variant));
         let choices = case_choices(wgpu::DeviceType::DiscreteGpu);
         for case in suite(TIMES) {
             if left.is_empty() {
                 break;
             }
-            let program = Case::golden(case).unwrap().program(choices.clone()).unwrap();
-            let usual = variants(&program);
+            let case = Case::golden(case).unwrap();
+            let program = case.program(choices.clone()).unwrap();
+            let usual = case.used(&program);
             let able: Vec<Variant> = tasks(&program).iter().flat_map(Task::variants).collect();
             left.retain(|variant| !usual.contains(variant) && !able.contains(variant));
         }

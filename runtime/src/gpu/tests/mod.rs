@@ -4,6 +4,7 @@
 //! failure.
 
 mod faults;
+mod pictures;
 
 use andon_shaders::Variant;
 
@@ -305,42 +306,6 @@ fn difference(a: &Tensor, b: &Tensor) -> String {
     let wrong = a.split(',').zip(b.split(',')).enumerate().filter(|(_, (a, b))| a != b);
     let wrong: Vec<String> = wrong.map(|(i, (a, b))| format!("{i}: {a} for {b}")).collect();
     format!("{} wrong: {:?}", wrong.len(), &wrong[..wrong.len().min(8)])
-}
-
-/// Pictures are looked up on the GPU, between frames of f32 that it quantises.
-#[test]
-fn pictures_are_exact() {
-    let isa = Isa::chosen().unwrap();
-    for (name, own) in &mut devices() {
-        for number in 0..3 {
-            let model = cases::operator_case("ArgMax", number).unwrap();
-            let closed = model.closed_inputs();
-            let [1, c, h, w] = closed[0].1[..] else { panic!("no image") };
-            let shapes = model.shapes(&closed).unwrap();
-            let wanted = model.graph().outputs().to_vec();
-            let pictures = Pictures {
-                mean: (0..c).map(|i| 100.0 + 3.0 * i as f32).collect(),
-                std: (0..c).map(|i| 40.0 + i as f32).collect(),
-            };
-            let sketch = |sources| Sketch::with(model.graph(), &shapes, &wanted, isa, sources).unwrap();
-            let plan = |sources| sketch(sources).build(1).unwrap().with_pictures(Some(&pictures));
-            let mut cpu = plan(Sources::Dropped);
-            let mut gpu = Gpu::of(plan(Sources::Kept), own.take().unwrap(), Choices::default()).unwrap();
-            assert!(
-                gpu.takes_pictures() && gpu.program.on_gpu.iter().filter(|on| !**on).count() == 1,
-                "{name}"
-            );
-            let bytes = (0..c * h * w).map(|i| (i * 37 % 256) as u8).collect();
-            let picture = Tensor::new(vec![1, h, w, c], Data::U8(bytes)).unwrap();
-            let frame = inputs(&model).remove(0);
-            for input in [&picture, &frame, &picture] {
-                assert_eq!(gpu.run(&[input]).unwrap(), cpu.run(&[input]).unwrap(), "{name}, {number}");
-            }
-            let wrong = Tensor::new(vec![2], Data::U8(vec![0; 2])).unwrap();
-            assert!(gpu.run(&[&wrong]).is_err());
-            *own = Some(gpu.device);
-        }
-    }
 }
 
 #[test]
