@@ -2,12 +2,15 @@
 //! compare runtimes: `{"median_ms":…,"min_ms":…,"p99_ms":…,"load_ms":…,"arena_bytes":…,"peak_resident_bytes":…,
 //! "resident_before_bytes":…,"input_bytes":…,"engine":…}`. Loading is from the file to a session that can run; memory is the
 //! process's, as the kernel counts it, at its peak and before loading; the images that it is given are made in between.
-//! `--per-step` shows before that line what each step takes.
+//! `--per-step` shows before that line what each step takes. With `--picture` a run begins with a camera's bytes, and
+//! `"through_f32_median_ms"` and `"through_f32_min_ms"` are what it takes if they are resized and normalised first.
 
 use std::{path::PathBuf, time::Duration};
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_runtime::{Data, Session, Tensor};
+use andon_protocol::release::{Input, Preprocessing};
+use andon_runtime::{Data, Image, Model, Pictures, Session, Tensor, onnx::DataType, preprocess};
+use anyhow::Context;
 
 use super::{EngineArgs, bench_steps, load_model, say};
 
@@ -30,6 +33,18 @@ pub(crate) struct BenchArgs {
     /// Time a stream as well, in which a frame begins before the one before it has ended where the engine can do that
     #[arg(long)]
     stream: bool,
+    /// Give the network an RGB picture of WIDTHxHEIGHT, which it resizes
+    #[arg(long, value_parser = sides)]
+    picture: Option<[usize; 2]>,
+}
+
+fn sides(text: &str) -> Result<[usize; 2], String> {
+    let (width, height) = text.split_once('x').ok_or("expected is WIDTHxHEIGHT")?;
+    let side = |text: &str| {
+        let side = text.parse().ok().filter(|side| (1..=8192).contains(side));
+        side.ok_or_else(|| format!("{text:?} is not 1 to 8192"))
+    };
+    Ok([side(width)?, side(height)?])
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
@@ -38,7 +53,11 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let start = clock.elapsed();
     let model = load_model(&args.model)?;
     let threads = usize::from(args.engine.threads);
-    let options = args.engine.options()?;
+    let mut options = args.engine.options()?;
+    if args.picture.is_some() {
+        let Preprocessing { mean, std } = constants(&model)?;
+        options.pictures = Some(Pictures { mean, std });
+    }
     let mut session = Session::new(&model, &options)?;
     let load = clock.elapsed().saturating_sub(start);
     args.engine.keep(&options)?;
@@ -48,20 +67,33 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     });
     let inputs: Vec<(String, Tensor)> = inputs.collect::<anyhow::Result<_>>()?;
     let (names, inputs): (Vec<String>, Vec<Tensor>) = inputs.into_iter().unzip();
-    let input_bytes: usize = inputs.iter().map(bytes).sum();
-    let inputs: Vec<(&str, Tensor)> = names.iter().map(String::as_str).zip(inputs).collect();
+    let mut inputs: Vec<(&str, Tensor)> = names.iter().map(String::as_str).zip(inputs).collect();
+    let picture = args.picture.map(|sides| Picture::new(&model, &session, sides)).transpose()?;
+    if let Some(picture) = &picture {
+        inputs = vec![(&*picture.input.name, picture.bytes()?)];
+    }
+    let input_bytes: usize = inputs.iter().map(|(_, tensor)| bytes(tensor)).sum();
     // As on a device: once a session stands, the network's file is done with.
     let model = args.per_step.then_some(model);
-    for _ in 0..args.warmup {
-        session.run(&inputs)?;
-    }
-    let mut times = Vec::with_capacity(args.runs as usize);
-    for _ in 0..args.runs {
+    let (mut times, mut through_f32) = (vec![], vec![]);
+    for i in 0..args.warmup + args.runs {
+        // One way and the other in turns, so that both see the same machine.
+        if let Some(picture) = &picture {
+            let start = clock.elapsed();
+            let real = preprocess(&picture.image, &picture.input, &picture.constants)?;
+            session.run(&[(&picture.input.name, real)])?;
+            through_f32.push(clock.elapsed().saturating_sub(start));
+        }
         let start = clock.elapsed();
         session.run(&inputs)?;
         times.push(clock.elapsed().saturating_sub(start));
+        if i < args.warmup {
+            times.clear();
+            through_f32.clear();
+        }
     }
     times.sort_unstable();
+    through_f32.sort_unstable();
     let stream = args.stream.then(|| stream(&mut session, &inputs, args.runs, &clock)).transpose()?;
     let mut result = serde_json::json!({
         "median_ms": ms(quantile(&times, 50)),
@@ -74,6 +106,10 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "arena_bytes": session.arena_bytes(),
         "engine": session.engine(),
     });
+    if picture.is_some() {
+        result["through_f32_median_ms"] = ms(quantile(&through_f32, 50)).into();
+        result["through_f32_min_ms"] = ms(quantile(&through_f32, 0)).into();
+    }
     if let Some(frame) = stream {
         result["stream_ms"] = ms(frame).into();
     }
@@ -81,6 +117,43 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         bench_steps::show(model, &mut session, &inputs, args.runs, threads)?;
     }
     say(format_args!("{result}\n"))
+}
+
+/// What pictures may mean to a network, as long as nothing depends on it.
+fn constants(model: &Model) -> anyhow::Result<Preprocessing> {
+    let port = model.inputs().into_iter().next().context("the network has no input")?;
+    let channels = match port.dims.as_deref() {
+        Some([_, Some(channels @ (1 | 3)), _, _]) => *channels,
+        _ => anyhow::bail!("input {:?} of {port} is for no pictures", port.name),
+    };
+    Ok(Preprocessing { mean: vec![114.0; channels], std: vec![57.0; channels] })
+}
+
+/// A camera's picture, and what it is to be for a network.
+struct Picture {
+    image: Image,
+    input: Input,
+    constants: Preprocessing,
+}
+
+impl Picture {
+    fn new(model: &Model, session: &Session, [width, height]: [usize; 2]) -> anyhow::Result<Self> {
+        let engine = session.engine();
+        anyhow::ensure!(session.takes_pictures(), "engine {engine} takes no pictures with this network");
+        let noise = Tensor::noise(&[height, width, 3], Some(DataType::Uint8)).map_err(anyhow::Error::msg)?;
+        let Data::U8(pixels) = noise.into_data() else { anyhow::bail!("no bytes were made up") };
+        let image = Image::new(width, height, 3, pixels)?;
+        let (name, shape) = session.inputs().next().context("the network has no input")?;
+        let [1, channels, height, width] = *shape else { anyhow::bail!("{shape:?} is no picture's") };
+        let [width, height, channels] = [width, height, channels].map(|side| side as u32);
+        let input = Input { name: name.to_owned(), width, height, channels };
+        Ok(Self { image, input, constants: constants(model)? })
+    }
+
+    fn bytes(&self) -> anyhow::Result<Tensor> {
+        let dims = vec![1, self.image.height(), self.image.width(), 3];
+        Ok(Tensor::new(dims, Data::U8(self.image.pixels().to_vec()))?)
+    }
 }
 
 /// What a frame of a stream takes, on average.
@@ -134,5 +207,13 @@ mod tests {
         let of = |percent| quantile(&times, percent).as_millis();
         assert_eq!((of(0), of(50), of(99), of(100)), (1, 50, 99, 100));
         assert_eq!(quantile(&times[..1], 99).as_millis(), 1);
+    }
+
+    #[test]
+    fn sides_are_two_numbers() {
+        assert_eq!(sides("640x480"), Ok([640, 480]));
+        for text in ["640", "640x", "0x480", "640x480x3", "8193x1", "-1x1"] {
+            assert!(sides(text).is_err(), "{text}");
+        }
     }
 }
