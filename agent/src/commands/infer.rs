@@ -51,7 +51,9 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
 }
 
 pub(crate) fn run(args: &InferArgs) -> anyhow::Result<()> {
-    let (mut classifier, labels) = classifier(args)?;
+    let options = args.engine.options()?;
+    let (mut classifier, labels) = classifier(args, options.clone())?;
+    args.engine.keep(&options)?;
     let clock = SystemClock::new();
     let mut failed = 0usize;
     for path in &args.images {
@@ -103,7 +105,7 @@ fn show(
 }
 
 /// The classifier and its labels (none: classes are numbered).
-fn classifier(args: &InferArgs) -> anyhow::Result<(Classifier, Vec<String>)> {
+fn classifier(args: &InferArgs, options: SessionOptions) -> anyhow::Result<(Classifier, Vec<String>)> {
     let model = load_model(&args.model)?;
     if args.model.is_dir() {
         let bare =
@@ -112,15 +114,12 @@ fn classifier(args: &InferArgs) -> anyhow::Result<(Classifier, Vec<String>)> {
         let path = args.model.join(MANIFEST_FILE);
         let manifest = Manifest::from_json(&read(&path, MANIFEST_BYTES_MAX)?);
         let manifest = manifest.with_context(|| format!("cannot use {}", path.display()))?;
-        let options = SessionOptions { engine: args.engine.engine, ..Default::default() };
         let classifier = Classifier::new(&model, &manifest, options)?;
         return Ok((classifier, manifest.labels));
     }
     let labels = args.labels.as_deref().map(read_labels).transpose()?.unwrap_or_default();
     let classes = args.labels.is_some().then_some(labels.len());
     let spec = bare_spec(&model, args, classes)?;
-    let (engine, threads) = (args.engine.engine, usize::from(args.engine.threads));
-    let options = SessionOptions { engine, threads, ..Default::default() };
     Ok((Classifier::with_spec(&model, spec, options)?, labels))
 }
 
@@ -198,7 +197,7 @@ mod tests {
         let model = folder.join("model.onnx");
         let fixed = ["infer", "--model", model.to_str().unwrap(), image.to_str().unwrap()];
         let args = Line::try_parse_from(fixed.iter().chain(options)).map_err(|e| e.to_string())?.args;
-        let judged = classifier(&args).and_then(|(mut classifier, labels)| {
+        let judged = classifier(&args, SessionOptions::default()).and_then(|(mut classifier, labels)| {
             let judgement = classify(&mut classifier, &image)?;
             Ok(labels.get(judgement.class).cloned().unwrap_or_else(|| judgement.class.to_string()))
         });

@@ -44,12 +44,11 @@ pub(crate) fn run(model: &Path, args: &RunModelArgs) -> Result<()> {
         model = with_byte_outputs(&model)?;
     }
     let options = SessionOptions {
-        engine: args.engine.engine,
-        threads: usize::from(args.engine.threads),
         input_shapes: inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect(),
-        ..Default::default()
+        ..args.engine.options()?
     };
     let mut session = Session::new(&model, &options)?;
+    args.engine.keep(&options)?;
     let inputs: Vec<(&str, Tensor)> =
         inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
     let outputs = session.run(&inputs)?;
@@ -213,6 +212,16 @@ mod tests {
                 run_with(folder.path(), &["--input", &input, "--engine", engine, "--all-tensors"]).unwrap();
             assert!(holds(&all, &y) && holds(&all, &pool) && holds(&all, b"image.q.npy"), "{engine}");
         }
+    }
+
+    #[test]
+    fn what_was_tuned_is_read_here_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let [input, tuning] =
+            ["image.npy", "tuning.json"].map(|name| folder.path().join(name).display().to_string());
+        std::fs::write(&tuning, b"{}").unwrap();
+        let why = run_with(folder.path(), &["--input", &input, "--tuning", &tuning]).unwrap_err();
+        assert!(why.contains("is no tuning"), "{why}");
     }
 
     #[test]
