@@ -61,6 +61,9 @@ pub(crate) struct GpuOptions {
     /// Pack the agent as the tests build it, instead of a release build, which takes ten minutes
     #[arg(long)]
     dev: bool,
+    /// Float networks, in f32 and f16, instead of int8 ones
+    #[arg(long)]
+    float: bool,
 }
 
 /// The same version as in the report.
@@ -92,7 +95,9 @@ pub(crate) fn gpu(options: &GpuOptions) -> Result<()> {
     let mut params = script("gpu/params.py", &["requirements.txt", "requirements-gpu.txt"])?;
     shell::run("ncnn", params.arg("--out").arg(pack.join("ncnn")))?;
     let models = networks()?;
-    for name in ["mobilenetv2", "resnet50", "yolov8n"] {
+    // A float ResNet-50 alone is larger than the folder may be.
+    let whole = ["mobilenetv2", "resnet50", "yolov8n"];
+    for name in if options.float { &["mobilenetv2.float", "yolov8n.float"][..] } else { &whole } {
         let file = format!("{name}.onnx");
         fs::copy(models.join(&file), pack.join(&file)).with_context(|| format!("cannot copy {file}"))?;
     }
@@ -134,7 +139,7 @@ fn bytes(folder: &Path) -> Result<u64> {
     Ok(total)
 }
 
-/// Every u8 tensor of five networks against ONNX Runtime's, and single operators in u8 and s8. Builds the agent first.
+/// Every u8 tensor of five networks against ONNX Runtime's, single operators in u8 and s8, and float networks on the GPU. Builds the agent first.
 pub(crate) fn parity(options: &ParityOptions) -> Result<()> {
     let mut script = script("parity.py", &["requirements.txt"])?;
     script.arg("--agent").arg(agent()?).args(["--threads", &options.threads.to_string()]);
@@ -143,6 +148,8 @@ pub(crate) fn parity(options: &ParityOptions) -> Result<()> {
     if options.only.is_empty() {
         let mut script = self::script("operators.py", &["requirements.txt"])?;
         shell::run("parity of operators", script.arg("--agent").arg(shell::program("andon-agent")?))?;
+        let mut script = self::script("floats.py", &["requirements.txt"])?;
+        shell::run("floats on the GPU", script.arg("--agent").arg(shell::program("andon-agent")?))?;
     }
     Ok(())
 }

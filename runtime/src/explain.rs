@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     cpu::{Isa, Part, Sketch, StepKind, StepSummary, Summary},
-    gpu::{Extras, Gpu},
+    gpu::{Extras, FloatGpu, Gpu, Precision, Share, is_float},
     graph::{Graph, NodeId, ValueId},
     model::Model,
     session::EngineChoice,
@@ -66,7 +66,17 @@ impl Explanation {
         // The shapes passed when the model was loaded.
         let shapes = model.shapes(&model.closed_inputs()).ok();
         let wanted = model.wanted();
+        let mut shares = None;
         let (engine, summary) = match (&shapes, Isa::chosen()) {
+            (Some(shapes), Ok(_)) if choice == EngineChoice::Gpu && is_float(graph) => {
+                match FloatGpu::chosen(graph, shapes, &wanted, None, Precision::Single) {
+                    Ok(gpu) => {
+                        shares = Some(gpu.shares().to_vec());
+                        (gpu.explain(), None)
+                    }
+                    Err(why) => (format!("none, not gpu: {why}"), None),
+                }
+            }
             (Some(shapes), Ok(isa)) if choice == EngineChoice::Gpu => {
                 match Gpu::chosen(graph, shapes, &wanted, isa, 1, Extras::default()) {
                     Ok(gpu) => (gpu.explain(), Some(gpu.summary())),
@@ -103,8 +113,17 @@ impl Explanation {
             }
         };
         let steps = steps.into_iter().flatten().map(step).collect();
-        let rows: Vec<Row> =
+        let mut rows: Vec<Row> =
             graph.nodes().map(|(id, _, _)| row(graph, shapes.as_ref(), parts.as_deref(), id)).collect();
+        for (row, share) in rows.iter_mut().zip(shares.into_iter().flatten()) {
+            let (engine, why) = match share {
+                Share::Nothing => ("gpu", "nothing to compute"),
+                Share::Kernel => ("gpu", "float kernel"),
+                Share::Fused => ("gpu", "part of a kernel"),
+                Share::Host => ("cpu", "small, and comes last"),
+            };
+            (row.engine, row.why) = (engine, why.into());
+        }
         let elements = |t: &crate::onnx::TensorProto| t.elements().unwrap_or(0) as u64;
         Self {
             model: model.name().into(),

@@ -7,10 +7,12 @@
 
 use serde::{Deserialize, Serialize};
 
+mod float;
 mod params;
 mod probe;
 mod template;
 
+pub use float::{Float, activation, operation};
 pub use params::*;
 pub use probe::Probe;
 
@@ -114,6 +116,12 @@ pub enum Variant {
     /// A picture of another size.
     Resized,
     Dequantise,
+    /// Of a float network.
+    Float {
+        kernel: Float,
+        /// Activations and weights are f16, which the GPU must have.
+        half: bool,
+    },
 }
 
 impl Variant {
@@ -122,6 +130,7 @@ impl Variant {
         match self {
             // Their sums would not fit the workgroup's memory.
             Self::Convolution { pixels, out, split: 2.., .. } if pixels * out > 8 => 32,
+            Self::Float { .. } => Float::LANES,
             _ => 64,
         }
     }
@@ -132,6 +141,7 @@ impl Variant {
             Self::Convolution { split, .. } => *split,
             Self::Tiled { .. } => self.lanes(),
             Self::Mean { parts } | Self::Softmax { parts } | Self::Position { parts } => *parts,
+            Self::Float { kernel, .. } => kernel.sharers(),
             _ => 1,
         }
     }
@@ -202,12 +212,19 @@ impl Variant {
             Self::Resized => (ResizedParams::WGSL, &[include_str!("../wgsl/resized.wgsl")], vec![]),
             Self::Dequantise => (DequantiseParams::WGSL, &[include_str!("../wgsl/dequantise.wgsl")], vec![]),
             Self::Copy => (CopyParams::WGSL, &[include_str!("../wgsl/copy.wgsl")], vec![]),
+            Self::Float { kernel, half } => {
+                let (texts, numbers) = kernel.parts(half);
+                return self.expanded(&texts, numbers);
+            }
         };
-        let text = [&[params, common], texts].concat().join("\n");
+        self.expanded(&[&[params, common], texts].concat(), numbers)
+    }
+
+    fn expanded(&self, texts: &[&str], numbers: Vec<(&str, u32)>) -> Result<String, String> {
         let mut values: template::Values =
             numbers.into_iter().map(|(name, value)| (name.to_owned(), i64::from(value))).collect();
         values.insert("LANES".into(), self.lanes().into());
-        template::expand(&text, &values).map_err(|why| format!("{self:?}: {why}"))
+        template::expand(&texts.join("\n"), &values).map_err(|why| format!("{self:?}: {why}"))
     }
 
     /// Convolutions without groups that do the same.
@@ -274,6 +291,8 @@ impl Variant {
                 all.extend(Self::convolutions(quads, pointwise));
             }
         }
+        let float = |half| move |kernel| Self::Float { kernel, half };
+        all.extend([false, true].into_iter().flat_map(|half| Float::all().into_iter().map(float(half))));
         all
     }
 }

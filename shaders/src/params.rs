@@ -133,3 +133,56 @@ params! {
     in_base channel_step out_base out_stride channels pixels count
     size_0 step_0 size_1 step_1 size_2 step_2 size_3 step_3 size_4 step_4 size_5 step_5
 }
+
+params! {
+    /// As are all of the float kernels': offsets in quads of four channels; `first_a`, `first_b`, `then_a` and `then_b` the
+    /// bits of f32. `columns` counts groups of `out` quads of output channels; `group_words`: quads that one group of a
+    /// grouped convolution has, or more than there are.
+    FloatConvolutionParams:
+    in_base in_stride in_width in_height out_base out_stride out_width out_words pixels columns depth
+    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left zeros weights bias group_words
+    first first_a first_b skip_base skip_stride then then_a then_b
+}
+
+params! {
+    FloatDepthwiseParams:
+    in_base in_stride in_width in_height out_base out_stride out_width out_height out_words
+    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left weights bias
+    first first_a first_b skip_base skip_stride then then_a then_b
+}
+
+params! {
+    /// `divisor`: 0 for as many as lie inside.
+    FloatPoolParams:
+    in_base in_stride in_width in_height out_base out_stride out_width out_words pixels
+    kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left divisor
+}
+
+params! {
+    FloatMeanParams:
+    in_base in_stride pixels out_base out_words
+}
+
+params! {
+    FloatBinaryParams:
+    a_base a_stride a_step b_base b_stride b_step out_base out_stride out_words pixels channels operation
+    first first_a first_b
+}
+
+params! {
+    FloatCopyParams:
+    in_base in_stride channels out_base out_stride out_words pixels
+}
+
+params! {
+    /// `rows` and `columns`: where the words begin that say for each of the output which one of the input it is; `fill`:
+    /// the bits of the f32 where that is none.
+    FloatSelectParams:
+    in_base in_stride in_width out_base out_stride out_width out_words pixels rows columns fill
+}
+
+params! {
+    /// `rows` and `columns` as above, but four words each: two indices, and the bits of two weights.
+    FloatMixParams:
+    in_base in_stride in_width out_base out_stride out_width out_words pixels rows columns
+}

@@ -13,9 +13,14 @@ fn parsed(variant: Variant) -> (naga::Module, naga::valid::ModuleInfo) {
     let source = variant.source().unwrap();
     let module = naga::front::wgsl::parse_str(&source);
     let module = module.unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
-    let info = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
+    let capabilities = if is_half(variant) { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
+    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
     let info = info.unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
     (module, info)
+}
+
+fn is_half(variant: Variant) -> bool {
+    matches!(variant, Variant::Float { half: true, .. })
 }
 
 #[test]
@@ -48,6 +53,9 @@ fn vulkan_gets_the_dot_product_instruction_where_there_is_one() {
             spv::Capability::Shader,
             spv::Capability::DotProduct,
             spv::Capability::DotProductInput4x8BitPacked,
+            spv::Capability::Float16,
+            spv::Capability::StorageBuffer16BitAccess,
+            spv::Capability::UniformAndStorageBuffer16BitAccess,
         ];
         let options = spv::Options {
             lang_version: (1, 6),
@@ -80,7 +88,7 @@ fn probes_are_valid() {
 
 #[test]
 fn opengl_es_3_1_can_have_them() {
-    for variant in Variant::all() {
+    for variant in Variant::all().into_iter().filter(|variant| !is_half(*variant)) {
         let (module, info) = parsed(variant);
         let options = glsl::Options { version: glsl::Version::new_gles(310), ..Default::default() };
         let pipeline = glsl::PipelineOptions {

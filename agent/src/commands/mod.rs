@@ -34,6 +34,9 @@ pub(crate) struct EngineArgs {
     /// Keep each thread but the first on one processor
     #[arg(long)]
     pub(crate) pin: bool,
+    /// Let a GPU keep the numbers of a float network as f16
+    #[arg(long)]
+    pub(crate) half: bool,
     /// What `tune` has found out about this network on this device
     #[arg(long, value_name = "FILE")]
     pub(crate) tuning: Option<PathBuf>,
@@ -55,8 +58,9 @@ impl EngineArgs {
             anyhow::Ok(Arc::new(PipelineCache::new(&saved)))
         });
         let (engine, threads, pipelines) = (self.engine, usize::from(self.threads), pipelines.transpose()?);
-        let pin_threads = self.pin;
-        Ok(SessionOptions { engine, threads, pin_threads, tuning, pipelines, ..Default::default() })
+        let (pin_threads, half_precision) = (self.pin, self.half);
+        let found = SessionOptions { tuning, pipelines, ..Default::default() };
+        Ok(SessionOptions { engine, threads, pin_threads, half_precision, ..found })
     }
 
     /// Saves what a GPU's driver has compiled since.

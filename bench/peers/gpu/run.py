@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Our runtime on this machine's GPU: first whether it gives the CPU's bytes, then how fast it is beside ncnn on Vulkan.
 
-Runs in the folder that `cargo xtask bench gpu --pack DIR` writes; needs Python 3 and a Vulkan driver, and no network. What
-it finds goes into one JSON file with the adapter's and the driver's name: `--out FILE`, by default `result.json`.
+Runs in the folder that `cargo xtask bench gpu --pack DIR` writes, with the networks that lie there; needs Python 3
+and a Vulkan driver, and no network. What it finds goes into one JSON file with the adapter's and the driver's name:
+`--out FILE`, by default `result.json`.
 
 Each measurement is a process of its own. Contenders take turns within a round; a ratio is formed within a round, and its
 median over the rounds is reported. ncnn's time is from an image in memory to the result in memory, as ours is. Its
@@ -24,11 +25,29 @@ import time
 import zipfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-MODELS = {"mobilenetv2": 224, "resnet50": 224, "yolov8n": 640}
-GPU, CPU = "andon gpu", "andon cpu"
-PEERS = ("ncnn fp16", "ncnn int8")
+MODELS = {"mobilenetv2": 224, "resnet50": 224, "yolov8n": 640, "mobilenetv2.float": 224, "yolov8n.float": 640}
+GPU, CPU, HALF = "andon gpu", "andon cpu", "andon gpu f16"
+PEERS = ("ncnn fp16", "ncnn int8", "ncnn fp32")
 # The better of the two counts.
 GOAL = 0.7
+# How far float results may be from the CPU's, as a part of their range, and what part of them may be farther.
+BOUNDS = {GPU: (1e-4, 0), HALF: (1e-2, 1e-3)}
+
+
+def is_float(name):
+    return name.endswith(".float")
+
+
+def contenders_of(name):
+    if is_float(name):
+        return [GPU, HALF, CPU, "ncnn fp16", "ncnn fp32"]
+    return [GPU, CPU, "ncnn fp16", "ncnn int8"]
+
+
+def engine_of(contender, name):
+    """Options of the agent: on the CPU, tract runs float networks."""
+    engine = "auto" if contender == CPU and is_float(name) else contender.split()[1]
+    return ["--engine", engine, *(["--half"] if contender == HALF else [])]
 
 
 def agent(folder):
@@ -62,6 +81,30 @@ def read_npz(path):
             header = ast.literal_eval(data[start:start + size].decode())
             arrays[entry.removesuffix(".npy")] = header["descr"], data[start + size:]
     return arrays
+
+
+def near(program, name, folder):
+    """How far the results of a float network are from the CPU's."""
+    size = MODELS[name]
+    image, source = folder / "image.npy", random.Random(0)
+    write_npy(image, (1, 3, size, size), [source.gauss(0, 1) for _ in range(3 * size * size)])
+    results = {}
+    for contender in (CPU, *BOUNDS):
+        out = folder / "out.npz"
+        code, _, error = call([program, "run", "--model", HERE / f"{name}.onnx", "--input", image, "--output", out,
+                               *engine_of(contender, name)])
+        if code:
+            return {"model": name, "error": f"{contender}: {error[-500:]}"}
+        results[contender] = {k: struct.unpack(f"<{len(data) // 4}f", data) for k, (_, data) in read_npz(out).items()}
+    line = {"model": name, "numbers": sum(len(values) for values in results[CPU].values())}
+    for contender, (bound, share) in BOUNDS.items():
+        far, most = 0, 0.0
+        for key, mine in results[CPU].items():
+            scale = max(map(abs, mine))
+            away = [abs(a - b) / scale for a, b in zip(mine, results[contender][key])]
+            far, most = far + sum(not a <= bound for a in away), max(most, *away)
+        line[contender] = {"farther_than": bound, "of_them": far, "farthest": most, "near": far <= share * line["numbers"]}
+    return line
 
 
 def parity(program, name, folder, tuning=()):
@@ -98,11 +141,11 @@ def measure(program, contender, name, args):
         command = [sys.executable, __file__, "--peer", contender, "--name", name, "--site", args.site,
                    "--runs", args.runs, "--warmup", args.warmup]
     else:
-        command = [program, "bench", *options, "--engine", contender.split()[1]]
-        command += ["--threads", args.threads]
-        if contender == GPU:
+        command = [program, "bench", *options, *engine_of(contender, name), "--threads", args.threads]
+        if contender != CPU:
             folder = args.site.parent
-            command += [*tuned(folder, name), "--stream", "--pipelines", folder / f"{name}.pipelines"]
+            command += ["--pipelines", folder / f"{contender} {name}.pipelines"]
+            command += [] if is_float(name) else [*tuned(folder, name), "--stream"]
     code, out, error = call(command)
     lines = [line for line in out.splitlines() if line.startswith("{")]
     if code or not lines:
@@ -116,10 +159,11 @@ def tuned(folder, name):
 
 
 def contest(program, name, args):
-    contenders = [GPU, CPU, *PEERS]
+    contenders = contenders_of(name)
     rounds = {c: [] for c in contenders}
     for turn in range(args.rounds):
-        for contender in contenders[turn % 4:] + contenders[:turn % 4]:
+        first = turn % len(contenders)
+        for contender in contenders[first:] + contenders[:first]:
             rounds[contender].append(measure(program, contender, name, args))
             print(name, turn, contender, json.dumps(rounds[contender][-1])[:400], flush=True)
     for contender, results in rounds.items():
@@ -133,11 +177,11 @@ def contest(program, name, args):
         # The first start has a driver compile, later ones take what it kept.
         line |= {"first_load_ms": results[0].get("load_ms"),
                  "load_ms": statistics.median(r["load_ms"] for r in results[1:] or results)}
-        if contender == GPU:
+        if "stream_ms" in results[0]:
             line["stream_ms"] = statistics.median(r["stream_ms"] for r in results)
         line |= {k: v for k, v in results[-1].items() if k not in line and not k.startswith(("resident", "peak"))}
-        for peer in PEERS:
-            if contender == GPU and not any("error" in r for r in rounds[peer]):
+        for peer in [peer for peer in PEERS if peer in rounds]:
+            if contender in (GPU, HALF) and not any("error" in r for r in rounds[peer]):
                 ratios = [a["median_ms"] / b["median_ms"] for a, b in zip(results, rounds[peer])]
                 line[f"ratio_to_{peer.replace(' ', '_')}"] = round(statistics.median(ratios), 3)
         yield line
@@ -152,10 +196,12 @@ def peer(args):
         sys.exit("ncnn finds no Vulkan device")
     net = ncnn.Net()
     net.opt.use_vulkan_compute = True
-    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = True
     kind = args.peer.split()[1]
+    half = kind != "fp32"
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = half
+    layers = f"{args.name.removesuffix('.float')}.{'int8' if kind == 'int8' else 'fp16'}.param"
     start = time.perf_counter()
-    if net.load_param(str(HERE / "ncnn" / f"{args.name}.{kind}.param")) or net.load_model(ncnn.DataReaderFromEmpty()):
+    if net.load_param(str(HERE / "ncnn" / layers)) or net.load_model(ncnn.DataReaderFromEmpty()):
         sys.exit("ncnn cannot load the network")
     load_ms = (time.perf_counter() - start) * 1e3
     image = ncnn.Mat(w=MODELS[args.name], h=MODELS[args.name], c=3)
@@ -176,7 +222,8 @@ def peer(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "result.json")
-    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    here = [name for name in MODELS if (HERE / f"{name}.onnx").exists()]
+    parser.add_argument("--only", nargs="+", choices=here, default=here)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--warmup", type=int, default=20)
@@ -208,12 +255,12 @@ def main():
         save()
         report["parity"] = []
         for name in args.only:
-            report["parity"].append(parity(program, name, folder))
+            report["parity"].append((near if is_float(name) else parity)(program, name, folder))
             print(json.dumps(report["parity"][-1]), flush=True)
             save()
         if not args.no_tuning:
             report["tuning"] = []
-            for name in args.only:
+            for name in [name for name in args.only if not is_float(name)]:
                 code, out, error = call([program, "tune", "--model", HERE / f"{name}.onnx", "--threads", args.threads,
                                           "--json", "--out", folder / f"{name}.tuning.json"], 300)
                 report["tuning"].append({"model": name} | (json.loads(out) if out.startswith("{") else {"error": error[-1000:]}))
@@ -227,17 +274,21 @@ def main():
             for line in contest(program, name, args):
                 report["results"].append(line)
                 print(json.dumps(line), flush=True)
-            code, out, error = call([program, "bench", "--model", HERE / f"{name}.onnx", "--engine", "gpu", "--runs", 20,
-                                     "--warmup", 10, "--threads", args.threads, "--per-step", *tuned(folder, name)])
-            report["steps"][name] = (out or error).splitlines()
+            if not is_float(name):
+                code, out, error = call([program, "bench", "--model", HERE / f"{name}.onnx", "--engine", "gpu",
+                                         "--runs", 20, "--warmup", 10, "--threads", args.threads, "--per-step",
+                                         *tuned(folder, name)])
+                report["steps"][name] = (out or error).splitlines()
             save()
-    print(f"\n{'model':<14}{'gpu ms':>9}{'cpu ms':>9}" + "".join(f"{p:>12}" for p in PEERS) + f"   ratio, goal {GOAL}")
+    columns = [GPU, HALF, CPU, *PEERS]
+    print(f"\n{'model':<18}" + "".join(f"{c:>15}" for c in columns) + f"   ratio, goal {GOAL}")
     for name in args.only:
         row = {r["contender"]: r for r in report["results"] if r["model"] == name}
-        ms = lambda c: f"{row[c]['median_ms']:.3f}" if "median_ms" in row[c] else "-"
-        ratios = [v for k, v in row[GPU].items() if k.startswith("ratio_to")]
-        print(f"{name:<14}{ms(GPU):>9}{ms(CPU):>9}" + "".join(f"{ms(p):>12}" for p in PEERS)
-              + (f"   {max(ratios):.2f}" if ratios else "   -"))
+        ms = lambda c: f"{row[c]['median_ms']:.3f}" if "median_ms" in row.get(c, {}) else "-"
+        # The better of ours with the better of the peers.
+        ratios = [[v for k, v in row.get(c, {}).items() if k.startswith("ratio_to")] for c in (GPU, HALF)]
+        best = min((max(each) for each in ratios if each), default=None)
+        print(f"{name:<18}" + "".join(f"{ms(c):>15}" for c in columns) + (f"   {best:.2f}" if best else "   -"))
     print(f"written to {args.out}")
 
 

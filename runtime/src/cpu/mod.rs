@@ -31,6 +31,7 @@ pub(crate) use activation::{Place, Shape, View};
 pub(crate) use arena::arrange;
 pub(crate) use kernels::Target;
 pub(crate) use kernels::{Isa, multiply_accumulate};
+pub(crate) use ops::{Mix, Sampling};
 pub(crate) use schedule::Part;
 pub(crate) use steps::{Intake, Outlet, Touched};
 

@@ -267,6 +267,7 @@ mod tests {
                     outputs: &outputs,
                     threads: 1,
                     pinned: false,
+                    half: false,
                     pictures: None,
                     tuning: None,
                     guarding: None,

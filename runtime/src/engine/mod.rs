@@ -10,7 +10,7 @@ pub use guard::{Clock, Failure, GuardEvent, GuardPolicy};
 
 use crate::{
     cpu::{Isa, Sketch},
-    gpu::{self, Gpu},
+    gpu::{self, FloatGpu, Gpu},
     model::LoadError,
     onnx::DataType,
     session::{EngineChoice, Guarding, Request},
@@ -99,7 +99,8 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         let trusted = build(EngineChoice::Auto, &Request { tuning: None, ..*request })?;
         let (model, inputs, outputs) =
             (request.model.clone(), request.inputs.to_vec(), request.outputs.to_vec());
-        let (threads, pinned, pictures) = (request.threads, request.pinned, request.pictures.cloned());
+        let (threads, pinned, half) = (request.threads, request.pinned, request.half);
+        let pictures = request.pictures.cloned();
         let (tuning, pipelines) = (request.tuning.cloned(), request.pipelines.cloned());
         let make = move || {
             let shapes = model.shapes(&inputs).map_err(|e| e.to_string())?;
@@ -111,6 +112,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
                 outputs,
                 threads,
                 pinned,
+                half,
                 pictures: pictures.as_ref(),
                 tuning: tuning.as_ref(),
                 pipelines: pipelines.as_ref(),
@@ -156,6 +158,11 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
     };
     match choice {
         EngineChoice::Cpu => cpu(sketch()?),
+        EngineChoice::Gpu if gpu::is_float(graph) => {
+            let precision = if request.half { gpu::Precision::Half } else { gpu::Precision::Single };
+            let gpu = FloatGpu::chosen(graph, shapes, outputs, request.pipelines, precision);
+            gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
+        }
         EngineChoice::Gpu => {
             let extras =
                 gpu::Extras { tuning: request.tuning.map(|t| &**t), pictures, pipelines: request.pipelines };

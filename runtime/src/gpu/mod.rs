@@ -3,6 +3,8 @@
 //! Steps say what they compute ([`crate::cpu::describe`]), [`lower`] finds kernels for them, [`program`] arranges what runs
 //! where; steps without a kernel run on the CPU, between two submissions. All activations lie in one buffer, all that never
 //! changes in another; a phase is one pass and one submission. Whatever a driver does is an error of that run.
+//!
+//! Networks of floats have an executor of their own on the same device: [`float`].
 
 mod cache;
 mod choice;
@@ -12,6 +14,7 @@ pub(crate) mod device;
 mod ends;
 mod exact;
 mod fault;
+mod float;
 mod golden;
 mod layout;
 mod lower;
@@ -33,6 +36,7 @@ use choice::Choices;
 pub use choice::Task;
 use device::{Checks, Device, chosen};
 pub(crate) use fault::Fault;
+pub(crate) use float::{FloatGpu, Precision, Share, is_float};
 pub use golden::{GoldenReport, WrongCase};
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
 pub use tune::{AdapterKey, Tuned, Tuning, has_gpu_steps, tune};

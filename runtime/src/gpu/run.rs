@@ -14,7 +14,7 @@ use super::{
 use crate::{cpu::Cpu, tensor::Tensor};
 
 pub(crate) struct Memory {
-    arena: wgpu::Buffer,
+    pub(super) arena: wgpu::Buffer,
     pub(super) bindings: wgpu::BindGroup,
     /// For each phase the offset of its first dispatch's parameters.
     pub(super) params: Vec<u32>,

@@ -17,6 +17,8 @@ mod strided;
 mod table;
 mod transposed;
 
+pub(crate) use resize::{Mix, Sampling};
+
 use super::lower::{Lowering, Outcome, Refusal};
 use crate::graph::NodeId;
 

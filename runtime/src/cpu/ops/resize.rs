@@ -13,71 +13,101 @@ use super::{
     },
     select::{Channels, Select},
 };
-use crate::{graph::NodeId, onnx::NodeProto};
+use crate::{
+    cpu::Shape,
+    graph::{Graph, NodeId},
+    onnx::NodeProto,
+    shape::Shapes,
+};
 
 pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
-    let proto = lowering.graph().proto(id);
-    let linear = match proto.string("mode").unwrap_or("nearest") {
-        "nearest" => false,
-        "linear" if proto.int("antialias").unwrap_or(0) == 0 => true,
-        _ => return Err(Refusal::Form("it mixes more than four neighbours")),
-    };
-    if output.c != input.shape.c {
-        return Err(Refusal::Form("it resizes channels"));
-    }
-    // Scales as given, since they need not be the ratio of the sizes.
-    let given = match proto.op_type.as_str() {
-        "Upsample" => lowering.reals(id, 1).or_else(|| proto.attribute("scales").map(|a| a.floats.clone())),
-        _ if lowering.graph().opset() < 11 => lowering.reals(id, 1),
-        _ => lowering.reals(id, 2),
-    };
-    let axes = proto.ints("axes");
-    let scale = |d: i64, from: usize, to: usize| {
-        let at = match axes {
-            Some(axes) => axes.iter().position(|a| a.rem_euclid(4) == d),
-            None => Some(d as usize),
-        };
-        let given = given.as_ref().filter(|scales| !scales.is_empty());
-        match (given, at) {
-            (Some(scales), Some(at)) => scales.get(at).copied().map(f64::from),
-            (Some(_), None) => Some(1.0),
-            (None, _) => Some(to as f64 / from as f64),
+    let sampling = Sampling::of(lowering.graph(), lowering.shapes(), id, [input.shape, output]);
+    let operation = match sampling.map_err(Refusal::Form)? {
+        Sampling::Linear { rows, columns } => {
+            let (width, channels) = (input.shape.w, input.shape.c);
+            let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
+                let (rows, columns, values) =
+                    (rows.clone(), columns.clone(), Box::new(reals(input.quantity)));
+                Ok(Box::new(Linear { rows, columns, values, width, channels, scale: result.scale, target }))
+            };
+            return Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)));
+        }
+        Sampling::Nearest { rows, columns } => {
+            let [rows, columns] = [rows, columns].map(|all| all.into_iter().map(Some).collect());
+            let channels = Channels::All(output.c);
+            Select { rows, columns, channels, width: input.shape.w, fill: 0 }
         }
     };
-    let rank = lowering.input(id, 0).and_then(|v| lowering.shapes().of(v)).map(<[usize]>::len);
-    if rank != Some(4) {
-        return Err(Refusal::Form("it has not two spatial dimensions"));
-    }
-    let opset = lowering.graph().opset();
-    let places = |d, from: usize, to: usize| -> Option<Vec<f32>> {
-        let scale = scale(d, from, to).filter(|s| s.is_finite() && *s > 0.0)?;
-        (0..to).map(|i| place(proto, opset, i, from, to, scale)).collect()
-    };
-    let rows = places(2, input.shape.h, output.h);
-    let columns = places(3, input.shape.w, output.w);
-    let unknown = Refusal::Form("a coordinate transformation that is not known");
-    let (rows, columns) = rows.zip(columns).ok_or(unknown)?;
-    if linear {
-        let rows: Vec<Mix> = rows.into_iter().map(|at| Mix::of(at, input.shape.h)).collect();
-        let columns: Vec<Mix> = columns.into_iter().map(|at| Mix::of(at, input.shape.w)).collect();
-        let (width, channels) = (input.shape.w, input.shape.c);
-        let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
-            let (rows, columns, values) = (rows.clone(), columns.clone(), Box::new(reals(input.quantity)));
-            Ok(Box::new(Linear { rows, columns, values, width, channels, scale: result.scale, target }))
-        };
-        return Ok(Outcome::Pending(Pending::new(id, &[input], output, finish)));
-    }
-    let nearest = |places: Vec<f32>, from: usize| -> Option<Vec<Option<usize>>> {
-        places.into_iter().map(|at| nearest(proto, opset, at, from).map(Some)).collect()
-    };
-    let indices = nearest(rows, input.shape.h).zip(nearest(columns, input.shape.w));
-    let (rows, columns) = indices.ok_or(Refusal::Form("a rounding that is not known"))?;
-    let channels = Channels::All(output.c);
-    let operation = Select { rows, columns, channels, width: input.shape.w, fill: 0 };
     let made = lowering.step(id, &[input], output, Box::new(operation));
     Ok(Outcome::Real(Activation { made, offset: 0, shape: output, ..input }))
+}
+
+/// Where the pixels of a result come from, row by row and column by column.
+pub(crate) enum Sampling {
+    Nearest { rows: Vec<usize>, columns: Vec<usize> },
+    Linear { rows: Vec<Mix>, columns: Vec<Mix> },
+}
+
+impl Sampling {
+    /// Of a Resize or an Upsample, or why there is none.
+    pub(crate) fn of(
+        graph: &Graph,
+        shapes: &Shapes,
+        id: NodeId,
+        [from, to]: [Shape; 2],
+    ) -> Result<Self, &'static str> {
+        let (proto, opset) = (graph.proto(id), graph.opset());
+        let linear = match proto.string("mode").unwrap_or("nearest") {
+            "nearest" => false,
+            "linear" if proto.int("antialias").unwrap_or(0) == 0 => true,
+            _ => return Err("it mixes more than four neighbours"),
+        };
+        if to.c != from.c {
+            return Err("it resizes channels");
+        }
+        let input = |index: usize| graph.node(id).inputs.get(index).copied().flatten();
+        let reals = |index| shapes.constant(graph, input(index)?)?.to_f32().ok();
+        // Scales as given, since they need not be the ratio of the sizes.
+        let given = match proto.op_type.as_str() {
+            "Upsample" => reals(1).or_else(|| proto.attribute("scales").map(|a| a.floats.clone())),
+            _ if opset < 11 => reals(1),
+            _ => reals(2),
+        };
+        let axes = proto.ints("axes");
+        let scale = |d: i64, from: usize, to: usize| {
+            let at = match axes {
+                Some(axes) => axes.iter().position(|a| a.rem_euclid(4) == d),
+                None => Some(d as usize),
+            };
+            let given = given.as_ref().filter(|scales| !scales.is_empty());
+            match (given, at) {
+                (Some(scales), Some(at)) => scales.get(at).copied().map(f64::from),
+                (Some(_), None) => Some(1.0),
+                (None, _) => Some(to as f64 / from as f64),
+            }
+        };
+        if input(0).and_then(|value| shapes.of(value)).map(<[usize]>::len) != Some(4) {
+            return Err("it has not two spatial dimensions");
+        }
+        let places = |d, from: usize, to: usize| -> Option<Vec<f32>> {
+            let scale = scale(d, from, to).filter(|s| s.is_finite() && *s > 0.0)?;
+            (0..to).map(|i| place(proto, opset, i, from, to, scale)).collect()
+        };
+        let places = places(2, from.h, to.h).zip(places(3, from.w, to.w));
+        let (rows, columns) = places.ok_or("a coordinate transformation that is not known")?;
+        if linear {
+            let mixes = |places: Vec<f32>, size| places.into_iter().map(|at| Mix::of(at, size)).collect();
+            return Ok(Self::Linear { rows: mixes(rows, from.h), columns: mixes(columns, from.w) });
+        }
+        let nearest = |places: Vec<f32>, size| -> Option<Vec<usize>> {
+            places.into_iter().map(|at| nearest(proto, opset, at, size)).collect()
+        };
+        let indices = nearest(rows, from.h).zip(nearest(columns, from.w));
+        let (rows, columns) = indices.ok_or("a rounding that is not known")?;
+        Ok(Self::Nearest { rows, columns })
+    }
 }
 
 /// Where output `i` of `to` lies among `from` inputs. ONNX computes in f32.
@@ -114,9 +144,9 @@ fn nearest(proto: &NodeProto, opset: i64, at: f32, from: usize) -> Option<usize>
 
 /// Two neighbours and what of each.
 #[derive(Debug, Clone, Copy)]
-struct Mix {
-    at: [usize; 2],
-    weights: [f32; 2],
+pub(crate) struct Mix {
+    pub(crate) at: [usize; 2],
+    pub(crate) weights: [f32; 2],
 }
 
 impl Mix {

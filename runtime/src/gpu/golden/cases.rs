@@ -23,11 +23,11 @@ impl Random {
         self.0 >> 16
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(in crate::gpu) fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(in crate::gpu) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
 
@@ -100,7 +100,7 @@ fn convolution(
     NodeProto::new("Conv", to, inputs, [to]).with_int("group", groups as i64)
 }
 
-fn ints(values: &[usize]) -> Vec<i64> {
+pub(in crate::gpu) fn ints(values: &[usize]) -> Vec<i64> {
     values.iter().map(|v| *v as i64).collect()
 }
 

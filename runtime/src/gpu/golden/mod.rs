@@ -362,9 +362,11 @@ mod tests {
     #[test]
     fn each_variant_has_a_case() {
         let mut left = Variant::all();
-        // What lies at odd places of a wider buffer has no case.
-        let has_none =
-            |variant: &Variant| matches!(variant, Variant::Convolution { quads: false, split: 4.., .. });
+        // What lies at odd places of a wider buffer has no case. Kernels of float networks are not exact, and chosen by nobody
+        // who did not ask for them: see [`super::super::float`].
+        let has_none = |variant: &Variant| {
+            matches!(variant, Variant::Float { .. } | Variant::Convolution { quads: false, split: 4.., .. })
+        };
         left.retain(|variant| !has_none(variant));
         let choices = case_choices(wgpu::DeviceType::DiscreteGpu);
         for case in suite(TIMES) {

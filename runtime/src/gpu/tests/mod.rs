@@ -22,7 +22,7 @@ use crate::{
 
 /// A device for every adapter and kind of module; the names say which went wrong. Used again and again, since drivers take
 /// their time to compile.
-fn devices() -> Vec<(String, Option<Device>)> {
+pub(super) fn devices() -> Vec<(String, Option<Device>)> {
     let mut all = vec![];
     for adapter in adapters() {
         let info = adapter.get_info();
@@ -295,7 +295,7 @@ fn other_operators_are_exact() {
 }
 
 /// So many cases, or as many times more as `ANDON_TEST_TIMES` says.
-fn cases_count(count: usize) -> usize {
+pub(super) fn cases_count(count: usize) -> usize {
     let times = std::env::var("ANDON_TEST_TIMES").ok().and_then(|t| t.parse().ok()).unwrap_or(1);
     count * times
 }
