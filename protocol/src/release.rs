@@ -24,7 +24,7 @@ pub const GOLDEN_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// `andon.release.v1`
+    /// [`Manifest::schema_for`]
     pub schema: String,
     pub release: ReleaseId,
     pub created_ms: i64,
@@ -41,6 +41,14 @@ pub struct Manifest {
 
 impl Manifest {
     pub const SCHEMA: &'static str = "andon.release.v1";
+    /// Of a release that agents must not run which know the first one alone: they ignore what they do not know.
+    /// 2026-11-27: `input.fit`.
+    pub const SCHEMA_2: &'static str = "andon.release.v2";
+
+    /// The oldest that says all that an input does.
+    pub fn schema_for(input: &Input) -> &'static str {
+        if input.fit == Fit::Stretched { Self::SCHEMA } else { Self::SCHEMA_2 }
+    }
 
     /// Reads and checks `manifest.json`.
     pub fn from_json(bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -50,8 +58,9 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.schema != Self::SCHEMA {
-            return Err(format!("schema is not {}", Self::SCHEMA));
+        let schema = Self::schema_for(&self.input);
+        if ![schema, Self::SCHEMA_2].contains(&&*self.schema) {
+            return Err(format!("schema is not {schema}"));
         }
         let Input { width, height, channels, .. } = self.input;
         if !(1..=8192).contains(&width) || !(1..=8192).contains(&height) || !matches!(channels, 1 | 3) {
@@ -85,6 +94,25 @@ pub struct Input {
     pub height: u32,
     /// 1 (grey) or 3 (RGB; a grey camera's value is repeated).
     pub channels: u32,
+    #[serde(default, skip_serializing_if = "Fit::is_stretched")]
+    pub fit: Fit,
+}
+
+/// How an image becomes one of the input's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fit {
+    /// All of it fills all of the input, whatever that does to its aspect ratio.
+    #[default]
+    Stretched,
+    /// All of it in the middle of the input, as large as its aspect ratio allows; what is left is of this grey, 0 to 255.
+    Letterboxed { fill: u8 },
+}
+
+impl Fit {
+    fn is_stretched(&self) -> bool {
+        *self == Self::Stretched
+    }
 }
 
 /// `(resize(pixel) - mean) / std`, in units of 0 to 255, per channel. The whole image is resized, bilinear with

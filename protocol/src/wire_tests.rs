@@ -312,17 +312,20 @@ fn manifest() -> impl Strategy<Value = Manifest> {
             seed,
         },
     );
-    let shape = (1..=8192_u32, 1..=8192_u32, select(vec![1_u32, 3]));
+    let fits = vec![Fit::Stretched, Fit::Letterboxed { fill: 0 }, Fit::Letterboxed { fill: 114 }];
+    let shape = (1..=8192_u32, 1..=8192_u32, select(vec![1_u32, 3]), select(fits)).prop_map(
+        |(width, height, channels, fit)| Input { name: "image".into(), width, height, channels, fit },
+    );
     (release(), any::<i64>(), shape, vec(text(), 2..5), 0..=1000_u32, lineage).prop_map(
-        |(release, created_ms, (width, height, channels), labels, threshold, lineage)| Manifest {
-            schema: Manifest::SCHEMA.into(),
+        |(release, created_ms, input, labels, threshold, lineage)| Manifest {
+            schema: Manifest::schema_for(&input).into(),
             release,
             created_ms,
-            input: Input { name: "image".into(), width, height, channels },
             preprocessing: Preprocessing {
-                mean: vec![127.5; channels as usize],
-                std: vec![0.25; channels as usize],
+                mean: vec![127.5; input.channels as usize],
+                std: vec![0.25; input.channels as usize],
             },
+            input,
             decision: Decision { reject: labels.len() as u32 - 1, threshold: threshold as f32 / 1000.0 },
             labels,
             outputs: Outputs { scores: "logits".into(), embedding: "embedding".into() },
@@ -379,6 +382,19 @@ proptest! {
         json_holds(&value)?;
         let bytes = serde_json::to_vec(&value).unwrap();
         prop_assert_eq!(Manifest::from_json(&bytes).unwrap(), value);
+    }
+
+    /// Agents that know the first schema alone ignore what an input says beyond it.
+    #[test]
+    fn letterboxed_inputs_need_the_second_schema(value in manifest()) {
+        let read = |schema: &str| {
+            let manifest = Manifest { schema: schema.into(), ..value.clone() };
+            Manifest::from_json(&serde_json::to_vec(&manifest).unwrap()).is_ok()
+        };
+        let stretched = value.input.fit == Fit::Stretched;
+        prop_assert_eq!([read(Manifest::SCHEMA), read(Manifest::SCHEMA_2)], [stretched, true]);
+        // What was said before is said as before.
+        prop_assert_eq!(serde_json::to_value(&value).unwrap()["input"].get("fit").is_some(), !stretched);
     }
 
     #[test]

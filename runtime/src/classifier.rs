@@ -68,7 +68,7 @@ impl Classifier {
         spec: ClassifierSpec,
         mut options: SessionOptions,
     ) -> Result<Self, LoadError> {
-        let Input { name, width, height, channels } = &spec.input;
+        let Input { name, width, height, channels, .. } = &spec.input;
         let refuse = |reason: String| LoadError::NoClassifier { model: model.name().into(), reason };
         if model.inputs().len() != 1 {
             return Err(refuse(format!("it has {} inputs, expected 1", model.inputs().len())));
@@ -78,7 +78,8 @@ impl Classifier {
             return Err(refuse(format!("mean and std need {channels} values each")));
         }
         options.input_shapes = shapes_of(&spec.input);
-        options.pictures = Some(Pictures { mean: constants.mean.clone(), std: constants.std.clone() });
+        options.pictures =
+            Some(Pictures { mean: constants.mean.clone(), std: constants.std.clone(), fit: spec.input.fit });
         let mut session = Session::new(model, &options)?;
         // One run on an even grey shows whether the outputs are there, before a frame depends on it.
         let zeros = vec![0.0; (*channels * *height * *width) as usize];
@@ -212,7 +213,7 @@ mod tests {
 
     fn spec(scores: &str, embedding: Option<&str>, classes: Option<usize>) -> ClassifierSpec {
         ClassifierSpec {
-            input: Input { name: "image".into(), width: 2, height: 2, channels: 1 },
+            input: Input { name: "image".into(), width: 2, height: 2, channels: 1, fit: Default::default() },
             preprocessing: Preprocessing { mean: vec![0.0], std: vec![1.0] },
             scores: scores.into(),
             embedding: embedding.map(Into::into),

@@ -1,12 +1,12 @@
 //! From a picture to a network's input: resize, then `(x - mean) / std`.
 //!
 //! Trainer and device call the same function, so that a network sees on the line what it saw in training. The result
-//! is the same to the last bit on every machine, see [`crate::resize`]. The whole picture is resized: the aspect ratio is not
-//! kept.
+//! is the same to the last bit on every machine, see [`crate::resize`]. The whole picture is resized; whether its aspect
+//! ratio is kept, the input says.
 
 use andon_protocol::release::{Input, Preprocessing};
 
-use crate::{image::Image, resize::Resizer, tensor::Tensor};
+use crate::{image::Image, resize::Resizer, session::Pictures, tensor::Tensor};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PreprocessError {
@@ -29,29 +29,35 @@ pub fn preprocess(
     if !(1..=8192).contains(&width) || !(1..=8192).contains(&height) || !matches!(channels, 1 | 3) {
         return Err(PreprocessError::Input { width, height, channels });
     }
-    let Preprocessing { mean, std } = constants;
+    let Preprocessing { mean, std } = constants.clone();
     if mean.len() != channels as usize || std.len() != channels as usize {
         return Err(PreprocessError::Constants { mean: mean.len(), std: std.len(), channels });
     }
     let to = [height, width, channels].map(|side| side as usize);
     let from = [image.height(), image.width(), image.channels()];
-    let values = planes(&Resizer::new(from, to), image.pixels(), mean, std);
+    let pictures = Pictures { mean, std, fit: input.fit };
+    let values = planes(&Resizer::new(from, to, input.fit), image.pixels(), &pictures);
     let [height, width, channels] = to;
     Ok(Tensor::f32(vec![1, channels, height, width], values).expect("one value for each pixel and channel"))
 }
 
 /// Channel after channel; `mean` and `std` have a value for each.
-pub(crate) fn planes(resizer: &Resizer, pixels: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
+pub(crate) fn planes(resizer: &Resizer, pixels: &[u8], meaning: &Pictures) -> Vec<f32> {
     let ([height, width, channels], lanes) = (resizer.to, resizer.lanes());
+    let Pictures { mean, std, .. } = meaning;
+    debug_assert_eq!((mean.len(), std.len()), (channels, channels));
     let mut rows = vec![0.0; resizer.from[0] * resizer.row()];
     resizer.across(pixels, 0, &mut rows);
-    let (mut values, mut line) = (vec![0.0; channels * height * width], vec![0.0; resizer.row()]);
-    for y in 0..height {
+    let constants = || mean.iter().zip(std);
+    let (window, fill) = (resizer.window, f32::from(meaning.fill()));
+    let bars = constants().flat_map(|(m, s)| std::iter::repeat_n(normalised(fill, *m, *s), height * width));
+    let (mut values, mut line) = (bars.collect::<Vec<f32>>(), vec![0.0; resizer.row()]);
+    for y in 0..window.height {
         resizer.down(&rows, y, &mut line);
-        let planes = values.chunks_exact_mut(height * width).zip(mean.iter().zip(std));
+        let planes = values.chunks_exact_mut(height * width).zip(constants());
         for (channel, (plane, (mean, std))) in planes.enumerate() {
             let own = line.iter().skip(channel.min(lanes - 1)).step_by(lanes);
-            let out = plane[y * width..].iter_mut();
+            let out = plane[(window.top + y) * width + window.left..].iter_mut();
             out.zip(own).for_each(|(out, value)| *out = normalised(*value, *mean, *std));
         }
     }
@@ -65,12 +71,13 @@ pub(crate) fn normalised(value: f32, mean: f32, std: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use andon_protocol::release::Fit;
     use proptest::prelude::*;
 
     use super::*;
 
     fn input(width: u32, height: u32, channels: u32) -> Input {
-        Input { name: "image".into(), width, height, channels }
+        Input { name: "image".into(), width, height, channels, fit: Fit::Stretched }
     }
 
     fn plain(channels: usize) -> Preprocessing {
@@ -103,6 +110,20 @@ mod tests {
     fn doubling_interpolates_between_half_pixel_centres() {
         let image = Image::new(2, 1, 1, vec![0, 100]).unwrap();
         assert_eq!(run(&image, 4, 1, 1), [0.0, 25.0, 75.0, 100.0]);
+    }
+
+    #[test]
+    fn bars_are_beside_what_keeps_its_aspect_ratio() {
+        let image = Image::new(4, 1, 1, vec![10, 10, 30, 30]).unwrap();
+        let input = Input { fit: Fit::Letterboxed { fill: 200 }, ..input(2, 3, 1) };
+        let constants = Preprocessing { mean: vec![100.0], std: vec![2.0] };
+        let tensor = preprocess(&image, &input, &constants).unwrap();
+        let values = tensor.as_f32().unwrap();
+        assert_eq!([&values[..2], &values[4..]], [[50.0; 2]; 2]);
+        assert!(values[2] < -40.0 && values[3] > -40.0 && values[3] < -30.0, "{values:?}");
+        // The same shape has none.
+        let image = Image::new(4, 6, 1, vec![10; 24]).unwrap();
+        assert_eq!(preprocess(&image, &input, &constants).unwrap().as_f32().unwrap(), [-45.0; 6]);
     }
 
     #[test]

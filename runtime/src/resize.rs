@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use andon_protocol::release::Fit;
+
 /// Height, width, channels.
 pub(crate) type Sides = [usize; 3];
 
@@ -62,11 +64,40 @@ impl Taps {
     }
 }
 
+/// Where in an input the picture is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) top: usize,
+    pub(crate) left: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+}
+
+impl Window {
+    /// Its sides are rounded to the nearest, its place to the top and to the left.
+    fn new([h, w, _]: Sides, [height, width, _]: Sides, fit: Fit) -> Self {
+        let rounded = |one: usize, other: usize, by: usize| ((one * other + by / 2) / by).max(1);
+        let (own_height, own_width) = match fit {
+            Fit::Stretched => (height, width),
+            Fit::Letterboxed { .. } if h * width <= w * height => (rounded(h, width, w), width),
+            Fit::Letterboxed { .. } => (height, rounded(w, height, h)),
+        };
+        let (top, left) = ((height - own_height) / 2, (width - own_width) / 2);
+        Self { top, left, height: own_height, width: own_width }
+    }
+
+    /// Row of the picture that is to be in row `y` of the input.
+    pub(crate) fn row(&self, y: usize) -> Option<usize> {
+        y.checked_sub(self.top).filter(|y| *y < self.height)
+    }
+}
+
 /// From pictures of one size to an input of another.
 #[derive(Debug, Clone)]
 pub(crate) struct Resizer {
     pub(crate) from: Sides,
     pub(crate) to: Sides,
+    pub(crate) window: Window,
     pub(crate) across: Taps,
     pub(crate) down: Taps,
 }
@@ -76,8 +107,10 @@ pub(crate) const ROWS: usize = 4;
 
 impl Resizer {
     /// No side is 0; both have 1 or 3 channels.
-    pub(crate) fn new(from: Sides, to: Sides) -> Self {
-        Self { from, to, across: Taps::new(from[1], to[1]), down: Taps::new(from[0], to[0]) }
+    pub(crate) fn new(from: Sides, to: Sides, fit: Fit) -> Self {
+        let window = Window::new(from, to, fit);
+        let (across, down) = (Taps::new(from[1], window.width), Taps::new(from[0], window.height));
+        Self { from, to, window, across, down }
     }
 
     /// Whether there is one from a size to another.
@@ -93,7 +126,7 @@ impl Resizer {
 
     /// Values of a row that has its width.
     pub(crate) fn row(&self) -> usize {
-        self.to[1] * self.lanes()
+        self.window.width * self.lanes()
     }
 
     /// Rows of a picture, from number `first` on, at their new width; `out`: whole rows of [`Resizer::row`] values, as many as
@@ -118,7 +151,7 @@ impl Resizer {
             }
             // There are always as many, whether they are wanted or left from before.
             let rows: [&[f32]; ROWS] = std::array::from_fn(|r| &rows[r * length..][..length]);
-            for x in 0..self.to[1] {
+            for x in 0..self.window.width {
                 let (from, weights) = self.across.of(x);
                 let runs = rows.map(|row| &row[from * LANES..][..(weights.len() - 1) * LANES + WIDE]);
                 let mut sums = [[0.0; WIDE]; ROWS];
@@ -135,7 +168,7 @@ impl Resizer {
         }
     }
 
-    /// Row `y` of the result; `rows`: what [`Resizer::across`] makes of all rows of the picture; `out`: one row.
+    /// Row `y` of the window; `rows`: what [`Resizer::across`] makes of all rows of the picture; `out`: one row.
     pub(crate) fn down(&self, rows: &[f32], y: usize, out: &mut [f32]) {
         let (first, weights) = self.down.of(y);
         out.fill(0.0);
@@ -199,7 +232,7 @@ mod tests {
             (height, width, wanted) in (1usize..30, 1usize..30, channels()),
             (first, count) in (0usize..5, 1usize..9), seed in any::<u8>(),
         ) {
-            let resizer = Resizer::new([h, w, c], [height, width, wanted]);
+            let resizer = Resizer::new([h, w, c], [height, width, wanted], Fit::Stretched);
             let pixels: Vec<u8> = (0..h * w * c).map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed)).collect();
             let mut rows = vec![0.0; h * resizer.row()];
             resizer.across(&pixels, 0, &mut rows);
@@ -219,6 +252,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn windows_keep_the_aspect_ratio() {
+        let fit = Fit::Letterboxed { fill: 7 };
+        let of = |from: [usize; 2], to: [usize; 2]| {
+            let Window { top, left, height, width } =
+                Window::new([from[0], from[1], 1], [to[0], to[1], 1], fit);
+            [top, left, height, width]
+        };
+        for (from, to, expected) in [
+            ([480, 640], [224, 224], [28, 0, 168, 224]),
+            ([640, 480], [224, 224], [0, 28, 224, 168]),
+            ([10, 20], [5, 10], [0, 0, 5, 10]),
+            ([2, 3], [5, 5], [1, 0, 3, 5]),
+            ([2, 3], [4, 4], [0, 0, 3, 4]),
+            ([3, 2], [7, 6], [0, 0, 7, 5]),
+            ([1, 1000], [9, 8], [4, 0, 1, 8]),
+            ([1000, 1], [9, 8], [0, 3, 9, 1]),
+            ([1, 1], [4, 9], [0, 2, 4, 4]),
+        ] {
+            assert_eq!(of(from, to), expected, "{from:?} in {to:?}");
+        }
+    }
+
     /// What earlier releases were trained and calibrated with.
     #[test]
     fn results_stay_what_they_were() {
@@ -231,7 +287,7 @@ mod tests {
             ([9, 100, 1], [47, 61, 3]),
             ([20, 20, 1], [141, 61, 1]),
         ] {
-            let resizer = Resizer::new(from, to);
+            let resizer = Resizer::new(from, to, Fit::Stretched);
             let mut rows = vec![0.0; from[0] * resizer.row()];
             resizer.across(&pixels, 0, &mut rows);
             let mut out = vec![0.0; resizer.row()];

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use andon_protocol::release::Fit;
+
 use crate::{
     engine::{self, Clock, Engine, GuardEvent, GuardPolicy},
     gpu::{PipelineCache, Tuning},
@@ -77,6 +79,18 @@ pub struct SessionOptions {
 pub struct Pictures {
     pub mean: Vec<f32>,
     pub std: Vec<f32>,
+    /// How one of another size becomes one of the network's.
+    pub fit: Fit,
+}
+
+impl Pictures {
+    /// What is beside one, in each channel.
+    pub(crate) fn fill(&self) -> u8 {
+        match self.fit {
+            Fit::Stretched => 0,
+            Fit::Letterboxed { fill } => fill,
+        }
+    }
 }
 
 /// Lets another engine finish what the GPU does not, see [`GuardPolicy`].
@@ -555,7 +569,7 @@ mod tests {
     #[test]
     fn a_picture_gives_what_its_real_values_give() {
         let (mean, std) = (vec![100.0, 120.0], vec![58.4, 3.3]);
-        let pictures = Some(Pictures { mean: mean.clone(), std: std.clone() });
+        let pictures = Some(Pictures { mean: mean.clone(), std: std.clone(), fit: Fit::Stretched });
         let options = SessionOptions { pictures, engine: EngineChoice::Cpu, ..Default::default() };
         let mut session = Session::new(&model(qdq_proto()), &options).unwrap();
         assert!(session.takes_pictures());
@@ -578,8 +592,10 @@ mod tests {
             assert!(matches!(error, Err(RunError::InputMismatch { .. })), "{dims:?}");
         }
         // Nor has any network pictures without pixels, or beyond all measure.
-        let options =
-            SessionOptions { pictures: Some(Pictures { mean: vec![0.0], std: vec![1.0] }), ..options };
+        let options = SessionOptions {
+            pictures: Some(Pictures { mean: vec![0.0], std: vec![1.0], fit: Fit::Stretched }),
+            ..options
+        };
         let mut other = Session::new(&model(picture_proto([3, 3, 1])), &options).unwrap();
         assert!(other.run(&[("image", wrong(&[1, 5, 4, 3]))]).is_ok());
         for dims in [[1, 0, 4, 1], [1, 4, 0, 3], [1, 4, 4, 2], [2, 4, 4, 1], [1, 16_385, 1, 1]] {
@@ -615,11 +631,12 @@ mod tests {
         fn a_picture_of_any_size_gives_what_its_real_values_give(
             to in (1usize..20, 1usize..20, prop::sample::select(vec![1usize, 3])),
             sizes in prop::collection::vec((1usize..50, 1usize..50, prop::sample::select(vec![1usize, 3])), 1..4),
-            threads in 1usize..3, seed in any::<u8>(),
+            threads in 1usize..3, seed in any::<u8>(), fill in any::<Option<u8>>(),
         ) {
+            let fit = fill.map_or(Fit::Stretched, |fill| Fit::Letterboxed { fill });
             let (mean, std) = (vec![100.0, 120.0, 90.0], vec![58.4, 3.3, 71.0]);
             let [mean, std] = [mean, std].map(|all: Vec<f32>| all[..to.2].to_vec());
-            let pictures = Some(Pictures { mean: mean.clone(), std: std.clone() });
+            let pictures = Some(Pictures { mean: mean.clone(), std: std.clone(), fit });
             let options = SessionOptions { pictures, threads, engine: EngineChoice::Cpu, ..Default::default() };
             let mut session = Session::new(&model(picture_proto([to.0, to.1, to.2])), &options).unwrap();
             let input = andon_protocol::release::Input {
@@ -627,6 +644,7 @@ mod tests {
                 width: to.1 as u32,
                 height: to.0 as u32,
                 channels: to.2 as u32,
+                fit,
             };
             let constants = andon_protocol::release::Preprocessing { mean, std };
             for (h, w, c) in sizes {

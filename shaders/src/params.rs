@@ -115,9 +115,10 @@ params! {
 }
 
 params! {
-    /// `stairs`: where the staircase of the first channel begins, and the others behind it.
+    /// `stairs`: where the staircase of the first channel begins, and the others behind it; `fill`: the bytes of a pixel beside
+    /// the picture.
     ResizedParams:
-    channels width pixels out_base out_stride stairs
+    channels width pixels out_base out_stride stairs fill
 }
 
 params! {

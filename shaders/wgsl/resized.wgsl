@@ -11,6 +11,8 @@ const DOWN = 3u;
 const BYTES = 4u;
 // How much of each channel makes grey.
 const LUMA = 5u;
+// Where in the network's input it is to be: the first row and column, and how many.
+const WINDOW = 8u;
 
 // Without the bits of the exponent, but with the one that is not written.
 fn mantissa(real: u32) -> u32 {
@@ -93,9 +95,16 @@ fn main(
     if pixel >= params.pixels {
         return;
     }
+    // What is before the first of them is beyond the last, too.
+    let y = pixel / params.width - constants[WINDOW];
+    let x = pixel % params.width - constants[WINDOW + 1u];
+    if y >= constants[WINDOW + 2u] || x >= constants[WINDOW + 3u] {
+        words[params.out_base + pixel * params.out_stride] = params.fill ^ SIGNS;
+        return;
+    }
     let channels = constants[CHANNELS];
-    let across = constants[ACROSS] + 2u * (pixel % params.width);
-    let down = constants[DOWN] + 2u * (pixel / params.width);
+    let across = constants[ACROSS] + 2u * x;
+    let down = constants[DOWN] + 2u * y;
     let begin = constants[BYTES] + constants[down] * constants[ROW_BYTES] + constants[across] * channels;
     var word = 0u;
     for (var channel = 0u; channel < min(channels, params.channels); channel++) {

@@ -8,7 +8,7 @@ use std::{
 use andon_drift::Reference;
 use andon_protocol::{
     ids::{Digest, ReleaseId},
-    release::{Decision, Input, Lineage, Preprocessing},
+    release::{Decision, Fit, Input, Lineage, Preprocessing},
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
@@ -57,6 +57,8 @@ pub struct FitOptions {
     /// Per channel; the base's usual values if not given.
     pub mean: Option<Vec<f32>>,
     pub std: Option<Vec<f32>>,
+    /// The grey beside images whose aspect ratio is kept; without, they are stretched.
+    pub letterbox: Option<u8>,
     pub agreement_min: f64,
     pub created_ms: i64,
 }
@@ -274,8 +276,9 @@ fn task(options: &FitOptions, graph: &Graph, labels: &[String]) -> anyhow::Resul
     let mean = given(&options.mean, usual(zoo::MEAN, [123.675, 116.28, 103.53], 127.5), "mean")?;
     let std = given(&options.std, usual(zoo::STD, [58.395, 57.12, 57.375], 127.5), "std")?;
     let (height, width) = (graph.height as u32, graph.width as u32);
+    let fit = options.letterbox.map_or(Fit::Stretched, |fill| Fit::Letterboxed { fill });
     Ok(Task {
-        input: Input { name: graph.input.clone(), width, height, channels: channels as u32 },
+        input: Input { name: graph.input.clone(), width, height, channels: channels as u32, fit },
         preprocessing: Preprocessing { mean, std },
         labels: labels.to_vec(),
         decision: Decision { reject: reject(options.reject.as_deref(), labels)? as u32, threshold: 0.5 },

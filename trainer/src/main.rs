@@ -97,6 +97,9 @@ struct Fit {
     /// Standard deviation of each input channel.
     #[arg(long, value_delimiter = ',')]
     std: Option<Vec<f32>>,
+    /// Keep the aspect ratio of images, with bars of this grey (0 to 255) beside them; otherwise they are stretched.
+    #[arg(long, value_name = "GREY")]
+    letterbox: Option<u8>,
     /// Least share of validation images on which int8 and float must agree.
     #[arg(long, default_value_t = 0.98)]
     agreement_min: f64,
@@ -155,6 +158,7 @@ fn run_fit(a: Fit) -> anyhow::Result<()> {
         reject: a.reject,
         mean: a.mean,
         std: a.std,
+        letterbox: a.letterbox,
         agreement_min: a.agreement_min,
         created_ms: clock::now_ms(),
     };

@@ -51,7 +51,7 @@ pub fn manifest(
     metrics: BTreeMap<String, f64>,
 ) -> Manifest {
     Manifest {
-        schema: Manifest::SCHEMA.into(),
+        schema: Manifest::schema_for(&task.input).into(),
         release,
         created_ms,
         input: task.input.clone(),

@@ -8,7 +8,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_protocol::release::{Input, Preprocessing};
+use andon_protocol::release::{Fit, Input, Preprocessing};
 use andon_runtime::{Data, Image, Model, Pictures, Session, Tensor, onnx::DataType, preprocess};
 use anyhow::Context;
 
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut options = args.engine.options()?;
     if args.picture.is_some() {
         let Preprocessing { mean, std } = constants(&model)?;
-        options.pictures = Some(Pictures { mean, std });
+        options.pictures = Some(Pictures { mean, std, fit: Fit::Stretched });
     }
     let mut session = Session::new(&model, &options)?;
     let load = clock.elapsed().saturating_sub(start);
@@ -146,7 +146,7 @@ impl Picture {
         let (name, shape) = session.inputs().next().context("the network has no input")?;
         let [1, channels, height, width] = *shape else { anyhow::bail!("{shape:?} is no picture's") };
         let [width, height, channels] = [width, height, channels].map(|side| side as u32);
-        let input = Input { name: name.to_owned(), width, height, channels };
+        let input = Input { name: name.to_owned(), width, height, channels, fit: Fit::Stretched };
         Ok(Self { image, input, constants: constants(model)? })
     }
 

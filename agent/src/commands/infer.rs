@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_protocol::release::{Input, MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, Preprocessing};
+use andon_protocol::release::{Fit, Input, MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, Preprocessing};
 use andon_runtime::{Classifier, ClassifierSpec, Image, ImageLimits, Judgement, Model, SessionOptions};
 use anyhow::{Context, bail, ensure};
 
@@ -35,6 +35,9 @@ pub(crate) struct InferArgs {
     /// Bare model: width and height in pixels, where the model leaves its input's size open
     #[arg(long, value_parser = parse_size, value_name = "WxH")]
     size: Option<(u32, u32)>,
+    /// Bare model: keep the aspect ratio of images, with bars of this grey (0 to 255) beside them
+    #[arg(long, value_name = "GREY")]
+    letterbox: Option<u8>,
     /// Classes to show, best first
     #[arg(long, default_value_t = 1)]
     top: usize,
@@ -108,9 +111,15 @@ fn show(
 fn classifier(args: &InferArgs, options: SessionOptions) -> anyhow::Result<(Classifier, Vec<String>)> {
     let model = load_model(&args.model)?;
     if args.model.is_dir() {
-        let bare =
-            args.labels.is_some() || !args.mean.is_empty() || !args.std.is_empty() || args.size.is_some();
-        ensure!(!bare, "--labels, --mean, --std and --size are for a bare model, a release brings its own");
+        let bare = args.labels.is_some()
+            || !args.mean.is_empty()
+            || !args.std.is_empty()
+            || args.size.is_some()
+            || args.letterbox.is_some();
+        ensure!(
+            !bare,
+            "--labels, --mean, --std, --size and --letterbox are for a bare model, a release brings its own"
+        );
         let path = args.model.join(MANIFEST_FILE);
         let manifest = Manifest::from_json(&read(&path, MANIFEST_BYTES_MAX)?);
         let manifest = manifest.with_context(|| format!("cannot use {}", path.display()))?;
@@ -153,7 +162,8 @@ fn bare_spec(model: &Model, args: &InferArgs, classes: Option<usize>) -> anyhow:
     ensure!(std.iter().all(|s| s.is_finite() && *s > 0.0), "--std must be positive");
     let preprocessing = Preprocessing { mean: spread(&args.mean, IMAGENET_MEAN), std };
     let scores = model.outputs().into_iter().next().context("the model has no output")?;
-    let input = Input { name: port.name.clone(), width, height, channels };
+    let fit = args.letterbox.map_or(Fit::Stretched, |fill| Fit::Letterboxed { fill });
+    let input = Input { name: port.name.clone(), width, height, channels, fit };
     Ok(ClassifierSpec { input, preprocessing, scores, embedding: None, classes })
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use andon_protocol::{
     Digest,
-    release::{Decision, Input, Lineage, Manifest, Outputs, Preprocessing},
+    release::{Decision, Fit, Input, Lineage, Manifest, Outputs, Preprocessing},
     sample::SampleManifest,
     state::Running,
     telemetry::{Body, Event, Record},
@@ -78,7 +78,7 @@ pub(crate) fn release(
         schema: Manifest::SCHEMA.into(),
         release: id.clone(),
         created_ms: 0,
-        input: Input { name: "image".into(), width: 64, height: 64, channels: 1 },
+        input: Input { name: "image".into(), width: 64, height: 64, channels: 1, fit: Fit::Stretched },
         preprocessing: Preprocessing { mean: vec![0.0], std: vec![1.0] },
         labels: vec!["ok".into(), "defect".into()],
         decision: Decision { reject: 1, threshold: 0.5 },

@@ -216,7 +216,7 @@ pub(crate) mod tests {
 
     use andon_protocol::{
         ReleaseId,
-        release::{Decision, GoldenCase, Input, Lineage, Outputs, Preprocessing},
+        release::{Decision, Fit, GoldenCase, Input, Lineage, Outputs, Preprocessing},
     };
 
     use super::*;
@@ -234,7 +234,7 @@ pub(crate) mod tests {
             schema: Manifest::SCHEMA.into(),
             release: release.clone(),
             created_ms: 1,
-            input: Input { name: "image".into(), width: 8, height: 8, channels: 3 },
+            input: Input { name: "image".into(), width: 8, height: 8, channels: 3, fit: Fit::Stretched },
             preprocessing: Preprocessing { mean: vec![0.0; 3], std: vec![1.0; 3] },
             labels: vec!["ok".into(), "defect".into()],
             decision: Decision { reject: 1, threshold: 0.5 },

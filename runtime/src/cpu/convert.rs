@@ -52,7 +52,7 @@ impl Intaken {
 impl Import {
     /// From now on takes pictures, whose bytes `v` mean `(v - mean) / std`; whether it can.
     pub(super) fn take_pictures(&mut self, meaning: &Pictures, channels: usize) -> bool {
-        let Pictures { mean, std } = meaning;
+        let Pictures { mean, std, .. } = meaning;
         if self.order != Order::ChannelsLast || !self.real || mean.len() != channels || std.len() != channels
         {
             return false;
@@ -88,7 +88,7 @@ impl Import {
             return Err(format!("a picture of sides {from:?} cannot become one of {to:?}"));
         }
         if resizer.as_ref().is_none_or(|known| known.from != from) {
-            let new = resizer.insert(Resizer::new(from, to));
+            let new = resizer.insert(Resizer::new(from, to, meaning.fit));
             *rows = vec![0.0; from[0] * new.row()];
         }
         let Some(resizer) = &*resizer else { return Ok(()) };
@@ -97,12 +97,21 @@ impl Import {
         team.pieces(rows, size, |part, out| resizer.across(pixels, part * (size / row), out));
         let [mean, std] = [&meaning.mean, &meaning.std]
             .map(|values| std::array::from_fn::<f32, TOGETHER, _>(|i| values[i % shape.c]));
-        let stride = shape.w * shape.c;
+        let (stride, window) = (shape.w * shape.c, resizer.window);
+        let bar: [u8; TOGETHER] =
+            std::array::from_fn(|i| byte(quantity, normalised(meaning.fill().into(), mean[i], std[i])));
+        let has_bars = [window.height, window.width] != [shape.h, shape.w];
         let size = team.piece(out.len(), stride, 16 << 10);
         team.pieces(out, size, |part, out| {
-            let (mut line, mut wide) = (vec![0.0; row], vec![0.0; if lanes == shape.c { 0 } else { stride }]);
+            let repeated = if lanes == shape.c { 0 } else { window.width * shape.c };
+            let (mut line, mut wide) = (vec![0.0; row], vec![0.0; repeated]);
             for (i, out) in out.chunks_exact_mut(stride).enumerate() {
-                resizer.down(rows, part * (size / stride) + i, &mut line);
+                if has_bars {
+                    out.iter_mut().zip(bar.iter().cycle()).for_each(|(out, bar)| *out = *bar);
+                }
+                let Some(y) = window.row(part * (size / stride) + i) else { continue };
+                let out = &mut out[window.left * shape.c..][..window.width * shape.c];
+                resizer.down(rows, y, &mut line);
                 for (pixel, value) in wide.chunks_exact_mut(shape.c).zip(&line) {
                     pixel.fill(*value);
                 }

@@ -69,6 +69,7 @@ impl Lowering {
         if let Some(stairs) = &resized {
             let stairs = self.constants.integers(stairs);
             let width = out.shape.w;
+            let fill = fill(intake);
             self.given(Some(Given::Resized));
             self.push(Variant::Resized, pixels, &[out], move |bases| {
                 let params = ResizedParams {
@@ -78,6 +79,7 @@ impl Lowering {
                     out_base: at(out, bases),
                     out_stride: out.stride as u32 / 4,
                     stairs,
+                    fill,
                 };
                 params.words()
             });
@@ -151,4 +153,11 @@ fn resized_stairs(intake: &Intake<'_>) -> Option<Vec<i32>> {
     let of_channel = |channel| exact::numbered_stairs(|value| (intake.byte)(pictures.real(channel, value)));
     let stairs: Vec<[i32; 256]> = (0..pictures.tables.len()).map(of_channel).collect::<Option<_>>()?;
     Some(stairs.as_flattened().to_vec())
+}
+
+/// The bytes of a pixel beside a picture.
+fn fill(intake: &Intake<'_>) -> u32 {
+    let Some(pictures) = intake.pictures else { return 0 };
+    let byte = |channel| (intake.byte)(pictures.real(channel, pictures.meaning.fill().into()));
+    (0..pictures.tables.len()).rev().fold(0, |word, channel| word << 8 | u32::from(byte(channel)))
 }

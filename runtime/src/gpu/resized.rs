@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cpu::Cpu,
-    resize::{LUMA, Resizer, Sides, Taps},
+    resize::{LUMA, Resizer, Sides, Taps, Window},
     tensor::{Data, Tensor},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 pub(super) const BYTES_MAX: usize = 64 << 20;
 
 /// Words before the offsets and weights, see the kernel.
-const FIXED: usize = 8;
+const FIXED: usize = 12;
 
 /// What the last pictures have left.
 #[derive(Default)]
@@ -52,7 +52,9 @@ impl Album {
         };
         let from = [h, w, c];
         if self.head.as_ref().is_none_or(|(one, other, _)| (*one, *other) != (from, to)) {
-            let head = head(&Resizer::new(from, to)).iter().flat_map(|word| word.to_le_bytes()).collect();
+            let fit = cpu.pictures().ok_or("it takes no pictures")?.fit;
+            let head =
+                head(&Resizer::new(from, to, fit)).iter().flat_map(|word| word.to_le_bytes()).collect();
             self.head = Some((from, to, head));
         }
         let head = self.head.as_ref().map(|(_, _, head)| &**head).unwrap_or_default();
@@ -103,7 +105,9 @@ fn head(resizer: &Resizer) -> Vec<u32> {
     let bytes = 4 * words.len();
     words[..5]
         .copy_from_slice(&[channels, width * channels, offsets[0], offsets[1], bytes].map(|n| n as u32));
-    words[5..FIXED].copy_from_slice(&LUMA.map(f32::to_bits));
+    words[5..8].copy_from_slice(&LUMA.map(f32::to_bits));
+    let Window { top, left, height, width } = resizer.window;
+    words[8..FIXED].copy_from_slice(&[top, left, height, width].map(|n| n as u32));
     words
 }
 

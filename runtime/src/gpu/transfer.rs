@@ -24,7 +24,6 @@ use crate::{
     cpu::{Cpu, View},
     preprocess::planes,
     resize::Resizer,
-    session::Pictures,
     tensor::{Data, Tensor},
 };
 
@@ -324,8 +323,8 @@ fn hand_over(
         if raw.resizes && pixels.len() <= BYTES_MAX {
             return Ok((0, Given::Resized));
         }
-        let Pictures { mean, std } = cpu.pictures().ok_or("it takes no pictures")?;
-        let planes = planes(&Resizer::new([h, w, c], sides), pixels, mean, std);
+        let meaning = cpu.pictures().ok_or("it takes no pictures")?;
+        let planes = planes(&Resizer::new([h, w, c], sides, meaning.fit), pixels, meaning);
         let planes = Tensor::f32(vec![planes.len()], planes).map_err(|e| e.to_string())?;
         return hand_over(cpu, &planes, raw, to);
     }

@@ -2,7 +2,7 @@
 
 use andon_protocol::{
     ids::Digest,
-    release::{GoldenSet, Manifest},
+    release::{Fit, GoldenSet, Manifest},
 };
 use andon_runtime::{Classifier, Image, ImageLimits, Limits, Model, SessionOptions};
 
@@ -48,6 +48,7 @@ fn one_seed_gives_one_release() {
             seed,
             epochs: 2,
             agreement_min: 0.0,
+            letterbox: (seed == 6).then_some(90),
             ..options(dir.path())
         };
         fit(&options, &go).unwrap();
@@ -59,6 +60,9 @@ fn one_seed_gives_one_release() {
         assert!(bytes == &b[name], "{name} differs");
     }
     assert_ne!(a["model.onnx"], c["model.onnx"]);
+    let [a, c] = [a, c].map(|files| Manifest::from_json(&files["manifest.json"]).unwrap());
+    assert_eq!((&*a.schema, a.input.fit), (Manifest::SCHEMA, Fit::Stretched));
+    assert_eq!((&*c.schema, c.input.fit), (Manifest::SCHEMA_2, Fit::Letterboxed { fill: 90 }));
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn options(folder: &Path) -> FitOptions {
         reject: None,
         mean: None,
         std: None,
+        letterbox: None,
         agreement_min: 0.95,
         created_ms: 1,
     }

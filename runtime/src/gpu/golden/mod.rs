@@ -8,6 +8,7 @@ pub(in crate::gpu) mod cases;
 
 use std::collections::HashMap;
 
+use andon_protocol::release::Fit;
 use andon_shaders::Variant;
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +118,7 @@ impl Case {
             Some((Data::F32(_), &[1, channels, _, _])) => Some(Pictures {
                 mean: (0..channels).map(|c| 110.0 + 7.0 * c as f32).collect(),
                 std: (0..channels).map(|c| 48.0 + 5.0 * c as f32).collect(),
+                fit: Fit::Stretched,
             }),
             _ => None,
         };
@@ -133,6 +135,10 @@ impl Case {
         let fits = case.inputs.iter().any(|own| *own.shape() == [1, c, h, w]);
         case.given = if fits { Given::Picture } else { Given::Resized };
         case.inputs = vec![noise];
+        // The networks' inputs are of one shape, pictures for them of all.
+        if let Some(pictures) = case.pictures.as_mut().filter(|_| h > w) {
+            pictures.fit = Fit::Letterboxed { fill: 33 };
+        }
         Ok(case)
     }
 

@@ -1,6 +1,7 @@
 //! Pictures, of the network's size and of others: the same bytes as on the CPU, and as of the real values that the host makes
 //! of them.
 
+use andon_protocol::release::Fit;
 use andon_shaders::binding;
 
 use super::{super::resized::BYTES_MAX, *};
@@ -18,9 +19,9 @@ struct Pair {
     gpu: Gpu,
 }
 
-fn meaning(channels: usize, mean: f32, std: f32) -> Pictures {
+fn meaning(channels: usize, mean: f32, std: f32, fit: Fit) -> Pictures {
     let from = |first: f32, step: f32| (0..channels).map(|c| first + step * c as f32).collect();
-    Pictures { mean: from(mean, 3.0), std: from(std, std / 40.0) }
+    Pictures { mean: from(mean, 3.0), std: from(std, std / 40.0), fit }
 }
 
 impl Pair {
@@ -55,7 +56,7 @@ impl Pair {
             panic!("no picture")
         };
         let [h, w, c] = self.to;
-        let Pictures { mean, std } = &self.meaning;
+        let Pictures { mean, std, fit } = &self.meaning;
         let real = match channels == c && [height, width] == [h, w] {
             true => (0..c * h * w)
                 .map(|i| {
@@ -63,7 +64,7 @@ impl Pair {
                     (f32::from(bytes[pixel * c + channel]) - mean[channel]) / std[channel]
                 })
                 .collect(),
-            false => planes(&Resizer::new([height, width, channels], self.to), bytes, mean, std),
+            false => planes(&Resizer::new([height, width, channels], self.to, *fit), bytes, &self.meaning),
         };
         Tensor::f32(vec![1, c, h, w], real).unwrap()
     }
@@ -92,7 +93,8 @@ fn pictures_are_exact() {
         for number in 0..3 {
             let model = cases::operator_case("ArgMax", number).unwrap();
             let [1, c, h, w] = model.closed_inputs()[0].1[..] else { panic!("no image") };
-            let mut pair = Pair::new(name, &model, meaning(c, 100.0, 40.0), own.take().unwrap(), 1);
+            let mut pair =
+                Pair::new(name, &model, meaning(c, 100.0, 40.0, Fit::Stretched), own.take().unwrap(), 1);
             assert_eq!(pair.gpu.program.on_gpu.iter().filter(|on| !**on).count(), 1, "{name}");
             let bytes = (0..c * h * w).map(|i| (i * 37 % 256) as u8).collect();
             let picture = Tensor::new(vec![1, h, w, c], Data::U8(bytes)).unwrap();
@@ -121,8 +123,14 @@ fn pictures_of_other_sizes_are_exact() {
             let model = cases::picture_case(to).unwrap();
             // Steps as fine as numbers near 100 are told apart, as networks have them, and down instead of up, for which
             // there are no stairs: then the host resizes.
-            for (kind, std) in [58.0, 3.8e-4, -40.0].into_iter().enumerate() {
-                let own_meaning = meaning(to[2], 100.0, std);
+            let meanings = [
+                (58.0, Fit::Stretched),
+                (3.8e-4, Fit::Stretched),
+                (-40.0, Fit::Letterboxed { fill: 90 }),
+                (58.0, Fit::Letterboxed { fill: 114 }),
+            ];
+            for (kind, (std, fit)) in meanings.into_iter().enumerate() {
+                let own_meaning = meaning(to[2], 100.0, std, fit);
                 let mut pair = Pair::new(name, &model, own_meaning, own.take().unwrap(), 1 + number % 2);
                 let resizes =
                     pair.gpu.program.phases.iter().flat_map(|phase| &phase.raws).any(|raw| raw.resizes);
@@ -148,7 +156,13 @@ fn pictures_of_other_sizes_are_exact() {
 fn pictures_that_overlap_are_exact() {
     for (name, own) in &mut devices() {
         let model = cases::picture_case([11, 14, 3]).unwrap();
-        let mut pair = Pair::new(name, &model, meaning(3, 100.0, 58.0), own.take().unwrap(), 1);
+        let mut pair = Pair::new(
+            name,
+            &model,
+            meaning(3, 100.0, 58.0, Fit::Letterboxed { fill: 7 }),
+            own.take().unwrap(),
+            1,
+        );
         let sizes = [[20, 30, 3], [90, 10, 3], [11, 14, 3], [5, 5, 1], [91, 11, 3], [20, 30, 3]];
         let frames: Vec<Tensor> = sizes.into_iter().map(|sides| picture(sides, 0)).collect();
         let alone: Vec<Vec<Tensor>> = frames.iter().map(|frame| pair.cpu.run(&[frame]).unwrap()).collect();
@@ -166,7 +180,8 @@ fn pictures_that_overlap_are_exact() {
 fn a_picture_that_is_too_large_is_resized_by_the_host() {
     let Some((name, own)) = devices().into_iter().next() else { return };
     let model = cases::picture_case([11, 14, 3]).unwrap();
-    let mut pair = Pair::new(&name, &model, meaning(3, 100.0, 58.0), own.unwrap(), 2);
+    let mut pair =
+        Pair::new(&name, &model, meaning(3, 100.0, 58.0, Fit::Letterboxed { fill: 7 }), own.unwrap(), 2);
     let width = BYTES_MAX / 3 / 4000 + 1;
     pair.check(&picture([4000, width, 3], 0));
     let bytes = |gpu: &mut Gpu, picture: &Tensor| {
