@@ -8,7 +8,7 @@ use andon_agent::{
     engines::{decide::Blocked, notes::Notes},
     files::SystemDisk,
 };
-use andon_runtime::{GoldenReport, GpuAdapter, GpuPeaks, WrongCase, gpus};
+use andon_runtime::{Expected, GoldenReport, GpuAdapter, GpuPeaks, WrongCase, gpus};
 use anyhow::ensure;
 
 use super::say;
@@ -93,7 +93,7 @@ fn check(args: &GpuArgs, adapters: &[GpuAdapter]) -> anyhow::Result<()> {
     let mut all = vec![];
     for adapter in adapters {
         let report = adapter.check(&|| clock.elapsed(), Duration::from_secs(args.seconds));
-        wrong += report.as_ref().map_or(1, |report| report.wrong.len());
+        wrong += report.as_ref().map_or(1, |report| report.wrong.len() + report.stale.len());
         if args.json {
             let mut one = json(adapter, None);
             match report {
@@ -118,13 +118,22 @@ fn check(args: &GpuArgs, adapters: &[GpuAdapter]) -> anyhow::Result<()> {
 }
 
 fn show_report(report: &GoldenReport) -> anyhow::Result<()> {
-    let GoldenReport { runs, rounded, wrong, variants, left } = report;
+    let GoldenReport { runs, rounded, wrong, expected, stale, variants, left } = report;
+    let known: usize = expected.iter().map(|expected| expected.cases).sum();
     say(format_args!(
         "  checked     {runs} runs of {} kernels: {} as the CPU computes it, {rounded} but for a rounding, {} wrong\n",
         variants.len(),
-        runs - rounded - wrong.len(),
-        wrong.len()
+        runs - rounded - wrong.len() - known,
+        wrong.len() + known
     ))?;
+    for Expected { cases, reason } in expected {
+        say(format_args!("  expected    {cases} wrong: {reason}\n"))?;
+    }
+    for reason in stale {
+        say(format_args!(
+            "  not wrong   although it was expected, so that the expectation must go: {reason}\n"
+        ))?;
+    }
     for WrongCase { case, variants, reason } in wrong {
         say(format_args!("  wrong       {case}: {reason}\n              by {variants:?}\n"))?;
     }

@@ -37,7 +37,7 @@ pub use choice::Task;
 use device::{Checks, Device, chosen};
 pub(crate) use fault::Fault;
 pub(crate) use float::{FloatGpu, Precision, Share, is_float};
-pub use golden::{GoldenReport, WrongCase};
+pub use golden::{Expected, GoldenReport, WrongCase};
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
 pub use tune::{AdapterKey, Tuned, Tuning, has_gpu_steps, tune};
 

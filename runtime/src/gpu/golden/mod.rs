@@ -5,11 +5,13 @@
 //! The tests of this crate go through the same cases more often, on every instruction set and with checks in the shaders.
 
 pub(in crate::gpu) mod cases;
+mod expected;
 
 use std::collections::HashMap;
 
 use andon_protocol::release::Fit;
 use andon_shaders::Variant;
+pub use expected::Expected;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -39,6 +41,12 @@ pub struct GoldenReport {
     /// Of them those that differ by a rounding here and there, as a real driver may.
     pub rounded: usize,
     pub wrong: Vec<WrongCase>,
+    /// What else is wrong, and is known to be.
+    #[serde(default)]
+    pub expected: Vec<Expected>,
+    /// Why something was expected to be wrong that is not.
+    #[serde(default)]
+    pub stale: Vec<String>,
     /// Variants of kernels that were compared.
     pub variants: Vec<Variant>,
     /// Those that should have been and were not, for want of time or of a case.
@@ -295,7 +303,9 @@ pub(super) fn check(
     left.retain(|variant| checker.seen(*variant) == 0);
     left.sort();
     left.dedup();
-    Ok(checker.report(left))
+    let mut report = checker.report(left);
+    report.settle(&adapter.get_info());
+    Ok(report)
 }
 
 /// Times of the random cases that have one for each variant; most are found among the first.
