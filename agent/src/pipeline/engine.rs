@@ -8,7 +8,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use crate::{clock::Clock, decision::Reason};
 pub(super) struct Engine {
     jobs: SyncSender<Job>,
     done: Receiver<Done>,
+    thread: JoinHandle<()>,
     /// The job that the thread has not answered yet.
     at_work_on: Option<u64>,
     /// What happened to the engine and was not asked for yet.
@@ -51,8 +52,15 @@ impl Engine {
         // Neither channel ever holds more than one: a job is sent only when the one before is answered.
         let (jobs, inbox) = sync_channel::<Job>(1);
         let (outbox, done) = sync_channel::<Done>(1);
-        thread::Builder::new().name("engine".into()).spawn(move || work(judge, &inbox, &outbox))?;
-        Ok(Self { jobs, done, at_work_on: None, notes: vec![], changed: None })
+        // The judge is gone before `outbox` is, which tells it.
+        let work = move || work(judge, &inbox, &outbox);
+        let thread = thread::Builder::new().name("engine".into()).spawn(work)?;
+        Ok(Self { jobs, done, thread, at_work_on: None, notes: vec![], changed: None })
+    }
+
+    /// Lets the thread end after what it is at.
+    pub(super) fn retire(self) -> Retired {
+        Retired { done: self.done, thread: self.thread }
     }
 
     /// What happened to the engine since the last call; it went on by itself.
@@ -117,6 +125,32 @@ impl Engine {
                 Err(Failure { reason: Reason::Deadline, detail })
             }
             Err(RecvTimeoutError::Disconnected) => Err(stopped()),
+        }
+    }
+}
+
+/// An engine that gets no more images.
+pub(super) struct Retired {
+    done: Receiver<Done>,
+    thread: JoinHandle<()>,
+}
+
+impl Retired {
+    pub(super) fn is_gone(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until it is gone, for so long at most: a process that ends while a GPU's driver is at work in one of its
+    /// threads crashes.
+    pub(super) fn wait(self, patience: Duration) {
+        loop {
+            match self.done.recv_timeout(patience) {
+                // The answer to the last image, which nobody waits for.
+                Ok(_) => {}
+                // It panics for nobody to see.
+                Err(RecvTimeoutError::Disconnected) => return drop(self.thread.join()),
+                Err(RecvTimeoutError::Timeout) => return,
+            }
         }
     }
 }

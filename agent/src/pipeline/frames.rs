@@ -13,7 +13,7 @@ use std::{
 use super::{
     Config, Shared,
     beside::{Active, Judged},
-    engine::{Engine, Failure},
+    engine::{Engine, Failure, Retired},
     health::Entry,
     lock,
     mailbox::{Mail, Mailbox},
@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// Between two tries of a failing camera.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// For all engines to end, at a stop.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the camera thread puts into the mailbox.
 pub(super) struct Captured {
@@ -105,6 +108,8 @@ pub(super) struct FrameLoop {
     frozen_frames: u32,
     /// The release that judges, and its engine.
     active: Option<(Arc<Active>, Engine)>,
+    /// Engines of releases before it that are not gone yet.
+    retired: Vec<Retired>,
     /// The newest complaint logged, so that a fault that lasts is logged once.
     complaint: Option<Reason>,
     output_fails: bool,
@@ -127,6 +132,7 @@ impl FrameLoop {
             deadline,
             frozen_frames,
             active: None,
+            retired: vec![],
             complaint: None,
             output_fails: false,
         }
@@ -146,8 +152,14 @@ impl FrameLoop {
             match mail {
                 Mail::Item(captured) => self.frame(captured),
                 Mail::Nothing => {}
-                Mail::Closed => return,
+                Mail::Closed => break,
             }
+        }
+        let last = self.active.map(|(_, engine)| engine.retire());
+        let clock = &self.shared.clock;
+        let end = clock.elapsed() + ENGINE_PATIENCE;
+        for engine in self.retired.into_iter().chain(last) {
+            engine.wait(end.saturating_sub(clock.elapsed()));
         }
     }
 
@@ -170,7 +182,10 @@ impl FrameLoop {
             reference: release.reference.map(Arc::new),
             reference_digest: release.reference_digest,
         };
-        self.active = Some((Arc::new(active), engine));
+        // Not waited for: the next frame is due.
+        self.retired.retain(|engine| !engine.is_gone());
+        let before = self.active.replace((Arc::new(active), engine));
+        self.retired.extend(before.map(|(_, engine)| engine.retire()));
         self.complaint = None;
     }
 

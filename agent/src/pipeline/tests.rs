@@ -283,6 +283,37 @@ fn a_release_is_swapped_between_frames_and_counted_afresh() {
     }
 }
 
+/// Takes its time to go, and tells when it is gone.
+struct Slow(Arc<AtomicU32>);
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        std::thread::sleep(Duration::from_millis(100));
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn engines_are_gone_when_the_pipeline_has_stopped() {
+    let gone = Arc::new(AtomicU32::new(0));
+    let slow = |version| {
+        let slow = Slow(gone.clone());
+        release(version, move |image| {
+            let _held = &slow;
+            Ok(good(image))
+        })
+    };
+    let (rig, feed) = Rig::fed(config());
+    let mut number = 0;
+    for version in 1..=2 {
+        rig.pipeline.install(slow(version));
+        show(&rig, &feed, &mut number, black(version as u8));
+    }
+    let Rig { pipeline, .. } = rig;
+    pipeline.stop();
+    assert_eq!(gone.load(Ordering::SeqCst), 2);
+}
+
 fn with_reference(version: u32) -> LoadedRelease {
     let mut release = release(version, |image| Ok(good(image)));
     let frames: Vec<_> = (0..150)

@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex,
         mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -158,6 +158,14 @@ pub(crate) struct Guard {
     /// What a run takes when all is well.
     usual: Option<Duration>,
     events: Vec<GuardEvent>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let State::Ready(worker) = std::mem::replace(&mut self.state, State::Blocked) {
+            worker.end();
+        }
+    }
 }
 
 impl Guard {
@@ -409,7 +417,11 @@ struct Worker {
     /// Where inputs come back from, and the ones that did: the next ones are copied over them.
     used: Receiver<Vec<Tensor>>,
     spare: Vec<Tensor>,
+    thread: JoinHandle<()>,
 }
+
+/// For a driver to take down what it has set up.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Worker {
     fn start(mut engine: Box<dyn Engine>) -> Result<Self, String> {
@@ -423,14 +435,27 @@ impl Worker {
                 let failed = result.is_err();
                 // Before the result, so that they are there when the next run asks for them.
                 if back.send(inputs).is_err() || outbox.send(result).is_err() || failed {
-                    return;
+                    break;
                 }
             }
+            // Before the end of `outbox`, which tells that it is gone.
+            drop(engine);
         };
         let started = thread::Builder::new().name(format!("andon-{name}")).spawn(work);
         started
-            .map(|_| Self { name, jobs, results, used, spare: vec![] })
+            .map(|thread| Self { name, jobs, results, used, spare: vec![], thread })
             .map_err(|e| format!("no thread for it: {e}"))
+    }
+
+    /// Waits until the engine is gone, but not for one that hangs. A program that ends while a driver is at work in one of
+    /// its threads crashes.
+    fn end(self) {
+        let Self { jobs, results, thread, .. } = self;
+        drop(jobs);
+        if results.recv_timeout(END_PATIENCE) == Err(RecvTimeoutError::Disconnected) {
+            // A panic has nobody to be told any more.
+            drop(thread.join());
+        }
     }
 
     fn run(&mut self, inputs: &[&Tensor], wait: Duration) -> Result<Vec<Tensor>, (Failure, String)> {
@@ -482,6 +507,40 @@ mod tests {
                 _ => Doubler.run(inputs),
             }
         }
+    }
+
+    /// Takes its time to go, and tells when it is gone.
+    struct Slow(Arc<AtomicU64>);
+
+    impl Engine for Slow {
+        fn name(&self) -> &'static str {
+            "gpu"
+        }
+
+        fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+            Doubler.run(inputs)
+        }
+    }
+
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            thread::sleep(Duration::from_millis(100));
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_engine_is_gone_before_its_guard_is() {
+        let gone = Arc::new(AtomicU64::new(0));
+        let make = {
+            let gone = Arc::clone(&gone);
+            move || Ok(Box::new(Slow(Arc::clone(&gone))) as Box<dyn Engine>)
+        };
+        let clock = Clock::new(Default::default);
+        let mut guard = Guard::new(Box::new(make), Box::new(Doubler), GuardPolicy::default(), clock);
+        guard.run(&[&tensor(&[1.0])]).unwrap();
+        drop(guard);
+        assert_eq!(gone.load(SeqCst), 1);
     }
 
     struct Doubler;
