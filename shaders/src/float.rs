@@ -67,6 +67,9 @@ pub enum Float {
     Select,
     /// Four neighbours.
     Mix,
+    /// An input from planes of f32, an output to them.
+    Take,
+    Give,
 }
 
 impl Float {
@@ -118,6 +121,8 @@ impl Float {
             Self::Select => {
                 (FloatSelectParams::WGSL, vec![include_str!("../wgsl/float_select.wgsl")], vec![])
             }
+            Self::Take => (FloatPlanesParams::WGSL, vec![include_str!("../wgsl/float_take.wgsl")], vec![]),
+            Self::Give => (FloatPlanesParams::WGSL, vec![include_str!("../wgsl/float_give.wgsl")], vec![]),
             Self::Mix => (FloatMixParams::WGSL, vec![include_str!("../wgsl/float_mix.wgsl")], vec![]),
         };
         ([vec![quad, params, common], texts].concat(), numbers)
@@ -145,7 +150,7 @@ impl Float {
     pub const WINDOWS: [[u32; 3]; 4] = [[3, 3, 1], [3, 3, 2], [5, 5, 1], [5, 5, 2]];
 
     pub(crate) fn all() -> Vec<Self> {
-        let mut all = vec![Self::Binary, Self::Select, Self::Mix];
+        let mut all = vec![Self::Binary, Self::Select, Self::Mix, Self::Take, Self::Give];
         all.extend([false, true].map(|maximum| Self::Pool { maximum }));
         all.extend([1, 8].map(|parts| Self::Mean { parts }));
         all.extend([0, 1, 2, 3].map(|shift| Self::Copy { shift }));

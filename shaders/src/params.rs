@@ -171,6 +171,12 @@ params! {
 }
 
 params! {
+    /// `planes`: the word where the plane of the first channel begins; `columns`: quads of a pixel's channels.
+    FloatPlanesParams:
+    base stride columns pixels channels planes
+}
+
+params! {
     FloatCopyParams:
     in_base in_stride channels out_base out_stride out_words pixels
 }

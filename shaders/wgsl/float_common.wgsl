@@ -1,6 +1,7 @@
 // What kernels of float networks share. Activations lie four channels a quad, and a pixel's channels in whole quads, of
 // which the last is filled up with numbers that mean nothing, but are finite. A Quad is vec4<f32> or vec4<f16>: that is how
 // numbers lie in memory; sums and functions are always of f32.
+@group(0) @binding(0) var<storage, read_write> words: array<u32>;
 @group(0) @binding(1) var<storage, read_write> quads: array<Quad>;
 @group(0) @binding(2) var<storage, read> constants: array<u32>;
 @group(0) @binding(3) var<storage, read> constant_quads: array<Quad>;

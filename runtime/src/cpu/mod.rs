@@ -23,14 +23,14 @@ mod steps;
 mod tests;
 
 use describe::Sources;
-use kernels::{Bytes, Team};
+use kernels::Bytes;
 use plan::{Plan, Scratch, Work};
 use schedule::Schedule;
 
 pub(crate) use activation::{Place, Shape, View};
 pub(crate) use arena::arrange;
 pub(crate) use kernels::Target;
-pub(crate) use kernels::{Isa, multiply_accumulate};
+pub(crate) use kernels::{Isa, Team, multiply_accumulate};
 pub(crate) use ops::{Mix, Sampling};
 pub(crate) use schedule::Part;
 pub(crate) use steps::{Intake, Outlet, Touched};

@@ -160,7 +160,7 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
         EngineChoice::Cpu => cpu(sketch()?),
         EngineChoice::Gpu if gpu::is_float(graph) => {
             let precision = if request.half { gpu::Precision::Half } else { gpu::Precision::Single };
-            let gpu = FloatGpu::chosen(graph, shapes, outputs, request.pipelines, precision);
+            let gpu = FloatGpu::chosen(graph, shapes, outputs, request.pipelines, (precision, threads));
             gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
         }
         EngineChoice::Gpu => {

@@ -3,7 +3,7 @@
 
 use andon_shaders::{
     Float, FloatBinaryParams, FloatConvolutionParams, FloatCopyParams, FloatDepthwiseParams, FloatMeanParams,
-    FloatMixParams, FloatPoolParams, FloatSelectParams, NONE, activation,
+    FloatMixParams, FloatPlanesParams, FloatPoolParams, FloatSelectParams, NONE, activation,
 };
 
 use super::{
@@ -397,6 +397,43 @@ pub(super) fn copy(from: Spot, to: Spot, offset: usize) -> Job {
     let touches = vec![from.buffer, to.buffer];
     let kernel = Float::Copy { shift: shift as u32 };
     Job { kernel, tiles: pixels * words, params: Box::new(params), touches, writes: to.buffer }
+}
+
+/// A buffer of f32 by `[channel][pixel]`, as ONNX has them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planes {
+    pub(super) buffer: usize,
+    pub(super) words_per_quad: usize,
+}
+
+impl Planes {
+    fn params(self, own: Spot) -> Box<dyn Fn(Bases<'_>) -> Vec<u32> + Send> {
+        Box::new(move |bases: Bases<'_>| {
+            let params = FloatPlanesParams {
+                base: own.at(bases),
+                stride: own.stride as u32,
+                columns: own.words() as u32,
+                pixels: own.shape.pixels() as u32,
+                channels: own.shape.c as u32,
+                planes: (bases[self.buffer] * self.words_per_quad) as u32,
+            };
+            params.words()
+        })
+    }
+
+    /// What there is of an input.
+    pub(super) fn take(self, to: Spot) -> Job {
+        let touches = vec![self.buffer, to.buffer];
+        let tiles = to.shape.pixels() * to.words();
+        Job { kernel: Float::Take, tiles, params: self.params(to), touches, writes: to.buffer }
+    }
+
+    /// What there is to be of an output.
+    pub(super) fn give(self, from: Spot) -> Job {
+        let touches = vec![self.buffer, from.buffer];
+        let tiles = from.shape.pixels() * from.words();
+        Job { kernel: Float::Give, tiles, params: self.params(from), touches, writes: self.buffer }
+    }
 }
 
 /// Pixels of the input, row by row and column by column, or `fill` where there is none.

@@ -13,7 +13,7 @@ use andon_shaders::operation;
 use super::{
     super::choice::Choices,
     Precision,
-    kernels::{self, Activation, Ending, Job, Spot},
+    kernels::{self, Activation, Ending, Job, Planes, Spot},
     look::{Look, Step},
     pack::{Constants, Filters},
 };
@@ -144,6 +144,32 @@ impl<'a> Lowering<'a> {
         self.shares[id.index()] = Share::Host;
         self.left.extend(node.outputs.iter().flatten().map(|value| (*value, why.clone())));
         Ok(why)
+    }
+
+    /// A buffer for all of an activation as ONNX has it.
+    fn planes(&mut self, spot: Spot) -> Planes {
+        let words_per_quad = self.constants.words_per_quad();
+        self.sizes.push(spot.shape.bytes().div_ceil(words_per_quad));
+        Planes { buffer: self.sizes.len() - 1, words_per_quad }
+    }
+
+    /// Lets something be taken from the GPU: where it is to be found.
+    pub(super) fn give(&mut self, from: Spot) -> Planes {
+        let planes = self.planes(from);
+        let maker = self.jobs.iter().rev().find(|(_, job)| job.writes == from.buffer).or(self.jobs.last());
+        if let Some((id, _)) = maker {
+            self.jobs.push((*id, planes.give(from)));
+        }
+        planes
+    }
+
+    /// Lets something be given to the GPU, where that is needed: where to put it.
+    pub(super) fn take(&mut self, to: Spot) -> Option<Planes> {
+        let (reader, _) = self.jobs.iter().find(|(_, job)| job.touches.contains(&to.buffer))?;
+        let reader = *reader;
+        let planes = self.planes(to);
+        self.jobs.insert(0, (reader, planes.take(to)));
+        Some(planes)
     }
 
     fn buffer(&mut self, shape: Shape) -> Spot {

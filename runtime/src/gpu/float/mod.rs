@@ -21,9 +21,8 @@ use std::{
 };
 
 use andon_shaders::{Limits, Variant};
-use half::f16;
 
-use kernels::{Job, Spot};
+use kernels::{Job, Planes, Spot};
 pub(crate) use lower::Share;
 use lower::{Lowering, ZEROS};
 
@@ -37,7 +36,7 @@ use super::{
     transfer::{Flight, Staging, readback},
 };
 use crate::{
-    cpu::arrange,
+    cpu::{Isa, Team, arrange},
     engine::{Engine, guarded},
     graph::{Graph, NodeId, ValueId},
     plain::Call,
@@ -62,20 +61,14 @@ impl Precision {
     }
 }
 
-/// A value on its way to the GPU or back.
+/// A value on its way to the GPU or back, as ONNX has it.
 struct Transfer {
     value: ValueId,
-    spot: Spot,
-    /// Where it begins in the arena, in bytes.
+    /// Where it lies in the arena, in bytes.
     at: usize,
+    bytes: usize,
     /// To ONNX.
     dims: Vec<usize>,
-}
-
-impl Transfer {
-    fn bytes(&self, precision: Precision) -> usize {
-        self.spot.span() * precision.quad()
-    }
 }
 
 /// An operator that runs behind the GPU.
@@ -142,7 +135,11 @@ impl Network {
         let taken: Vec<_> = taken.iter().map(spot).collect::<Result<_, String>>()?;
         let given = inputs.iter().enumerate().filter(|(_, value)| lowering.known.contains_key(value));
         let given: Vec<_> = given.map(|(i, value)| Ok((i, spot(value)?))).collect::<Result<_, String>>()?;
-        let read = taken.iter().map(|(_, spot, _)| spot.buffer);
+        // Both go through planes of f32.
+        let taken: Vec<_> = taken.into_iter().map(|one| (lowering.give(one.1), one)).collect();
+        let given = given.into_iter().filter_map(|(i, one)| Some((i, (lowering.take(one.1)?, one))));
+        let given: Vec<_> = given.collect();
+        let read = taken.iter().map(|(planes, _)| planes.buffer);
         let lives = lifetimes(&lowering.jobs, lowering.sizes.len(), read);
         let sizes = lowering.sizes.iter().zip(&lives);
         let sizes: Vec<usize> =
@@ -152,15 +149,13 @@ impl Network {
         if arena_bytes > u32::MAX as usize {
             return Err("its activations are too large for a GPU".into());
         }
-        let transfer = |(value, spot, dims): (ValueId, Spot, Vec<usize>)| Transfer {
+        let transfer = |(planes, (value, spot, dims)): (Planes, (ValueId, Spot, Vec<usize>))| Transfer {
             value,
-            spot,
-            at: places[spot.buffer].start + spot.first * quad,
+            at: places[planes.buffer].start,
+            bytes: 4 * spot.shape.bytes(),
             dims,
         };
-        let touched = |spot: &Spot| !lives[spot.buffer].is_empty();
-        let uploads = given.into_iter().filter(|(_, (_, spot, _))| touched(spot));
-        let uploads = uploads.map(|(i, one)| (i, transfer(one))).collect();
+        let uploads = given.into_iter().map(|(i, one)| (i, transfer(one))).collect();
         let downloads = taken.into_iter().map(transfer).collect();
         let bases: Vec<usize> = places.iter().map(|place| place.start / quad).collect();
         let dispatches = lowering.jobs.iter().map(|(id, job)| dispatch(*id, job, &bases, precision));
@@ -221,6 +216,8 @@ pub(crate) struct FloatGpu {
     staging: Option<Staging>,
     /// Where downloads go.
     readback: wgpu::Buffer,
+    /// For what comes last.
+    team: Team,
     /// That was asked for.
     fault: Option<Fault>,
     runs: u64,
@@ -238,7 +235,7 @@ impl FloatGpu {
         shapes: &Shapes,
         outputs: &[ValueId],
         pipelines: Option<&Arc<PipelineCache>>,
-        precision: Precision,
+        (precision, threads): (Precision, usize),
     ) -> Result<Self, String> {
         guarded(|| {
             let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
@@ -250,12 +247,12 @@ impl FloatGpu {
             let network = Network::new(graph, shapes, outputs, &choices, precision)?;
             let device = Device::new(&adapter, checks)?.keeping(pipelines)?;
             fault.map_or(Ok(()), |fault| fault.memory(&device))?;
-            let gpu = Self::of(network, device)?;
+            let gpu = Self::of(network, device, threads)?;
             Ok(Self { fault, ..gpu })
         })
     }
 
-    fn of(mut network: Network, mut device: Device) -> Result<Self, String> {
+    fn of(mut network: Network, mut device: Device, threads: usize) -> Result<Self, String> {
         let precision = network.precision;
         if precision == Precision::Half && !device.device.features().contains(wgpu::Features::SHADER_F16) {
             return Err(format!("{} through {} has no f16", device.info.name, device.info.backend.to_str()));
@@ -267,12 +264,13 @@ impl FloatGpu {
         // The GPU has them now.
         network.program.constants = vec![];
         let scope = Scope::new(&device.device);
-        let uploaded: usize = network.uploads.iter().map(|(_, transfer)| transfer.bytes(precision)).sum();
+        let uploaded: usize = network.uploads.iter().map(|(_, transfer)| transfer.bytes).sum();
         let staging = (uploaded > 0).then(|| Staging::new(&device, uploaded as u64));
-        let downloaded: usize = network.downloads.iter().map(|transfer| transfer.bytes(precision)).sum();
+        let downloaded: usize = network.downloads.iter().map(|transfer| transfer.bytes).sum();
         let readback = readback(&device, downloaded.max(precision.quad()) as u64);
         scope.end()?;
-        Ok(Self { device, network, memory, staging, readback, fault: None, runs: 0 })
+        let team = Team::new(Isa::chosen()?, threads);
+        Ok(Self { device, network, memory, staging, readback, team, fault: None, runs: 0 })
     }
 
     /// For each node.
@@ -295,7 +293,6 @@ impl FloatGpu {
     /// What comes back from the GPU, value by value.
     fn computed(&mut self, inputs: &[&Tensor]) -> Result<HashMap<ValueId, Tensor>, String> {
         let Self { device, network, memory, staging, readback, .. } = self;
-        let precision = network.precision;
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         if let Some(staging) = staging {
             let mut at = 0;
@@ -304,8 +301,12 @@ impl FloatGpu {
                 for (number, transfer) in &network.uploads {
                     let values = inputs.get(*number).and_then(|tensor| tensor.as_f32());
                     let values = values.ok_or("an input is no f32")?;
-                    let bytes = transfer.bytes(precision);
-                    pack(precision, values, &transfer.spot, view.slice(at..at + bytes));
+                    let bytes = transfer.bytes;
+                    if bytes != 4 * values.len() {
+                        return Err(format!("an input has {} numbers, expected {}", values.len(), bytes / 4));
+                    }
+                    let (words, _) = view.slice(at..at + bytes).into_chunks::<4>();
+                    words.write_iter(values.iter().map(|value| value.to_le_bytes()));
                     copies.push((at as u64, transfer.at as u64, bytes as u64));
                     at += bytes;
                 }
@@ -322,7 +323,7 @@ impl FloatGpu {
         }
         let mut end = 0;
         for transfer in &network.downloads {
-            let bytes = transfer.bytes(precision) as u64;
+            let bytes = transfer.bytes as u64;
             encoder.copy_buffer_to_buffer(&memory.arena, transfer.at as u64, readback, end, bytes);
             end += bytes;
         }
@@ -330,60 +331,15 @@ impl FloatGpu {
             let mut at = 0;
             let mut all = HashMap::new();
             for transfer in &network.downloads {
-                let values = unpack(precision, &bytes[at..at + transfer.bytes(precision)], &transfer.spot);
+                let (words, _) = bytes[at..at + transfer.bytes].as_chunks::<4>();
+                let values = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
                 let tensor = Tensor::f32(transfer.dims.clone(), values).map_err(|e| e.to_string())?;
                 all.insert(transfer.value, tensor);
-                at += transfer.bytes(precision);
+                at += transfer.bytes;
             }
             Ok(all)
         })?
     }
-}
-
-/// From `[channels, height, width]` to quads of channels.
-fn pack(precision: Precision, values: &[f32], spot: &Spot, to: wgpu::WriteOnly<'_, [u8]>) {
-    match precision {
-        Precision::Single => pack_as::<4, 16>(values, spot, to, f32::to_le_bytes),
-        Precision::Half => pack_as::<2, 8>(values, spot, to, |value| f16::from_f32(value).to_le_bytes()),
-    }
-}
-
-fn pack_as<const BYTES: usize, const QUAD: usize>(
-    values: &[f32],
-    spot: &Spot,
-    to: wgpu::WriteOnly<'_, [u8]>,
-    bytes: impl Fn(f32) -> [u8; BYTES],
-) {
-    let (pixels, words) = (spot.shape.pixels(), spot.words());
-    let quad = |at: usize| {
-        let (pixel, word) = (at / words, at % words);
-        let lane = |lane: usize| values.get((4 * word + lane) * pixels + pixel).copied().unwrap_or(0.0);
-        let lanes: [[u8; BYTES]; 4] = std::array::from_fn(|i| bytes(lane(i)));
-        std::array::from_fn::<u8, QUAD, _>(|i| lanes[i / BYTES][i % BYTES])
-    };
-    let (quads, _) = to.into_chunks::<QUAD>();
-    let count = quads.len();
-    quads.write_iter((0..count).map(quad));
-}
-
-/// And back.
-fn unpack(precision: Precision, bytes: &[u8], spot: &Spot) -> Vec<f32> {
-    match precision {
-        Precision::Single => unpack_as(bytes, spot, f32::from_le_bytes),
-        Precision::Half => unpack_as(bytes, spot, |bytes| f16::from_le_bytes(bytes).to_f32()),
-    }
-}
-
-fn unpack_as<const BYTES: usize>(bytes: &[u8], spot: &Spot, value: impl Fn([u8; BYTES]) -> f32) -> Vec<f32> {
-    let (pixels, channels) = (spot.shape.pixels(), spot.shape.c);
-    let mut values = vec![0.0; pixels * channels];
-    let (all, _) = bytes.as_chunks::<BYTES>();
-    for (pixel, from) in all.chunks(4 * spot.stride).enumerate() {
-        for (channel, bytes) in from.iter().take(channels).enumerate() {
-            values[channel * pixels + pixel] = value(*bytes);
-        }
-    }
-    values
 }
 
 impl Engine for FloatGpu {
@@ -407,7 +363,7 @@ impl Engine for FloatGpu {
                     Some(value) => find(value).map(Some).ok_or("an input is missing"),
                     None => Ok(None),
                 });
-                let results = call.run(&inputs.collect::<Result<Vec<_>, _>>()?)?;
+                let results = call.run_on(&mut self.team, &inputs.collect::<Result<Vec<_>, _>>()?)?;
                 let outputs = outputs.iter().copied().zip(results);
                 values.extend(outputs.filter_map(|(value, result)| Some((value?, result))));
             }

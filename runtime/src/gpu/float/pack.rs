@@ -44,6 +44,10 @@ impl Constants {
         Self { words: vec![], precision }
     }
 
+    pub(super) fn words_per_quad(&self) -> usize {
+        self.precision.quad() / 4
+    }
+
     /// Zeros for so many numbers.
     fn zeros(&self, count: Option<usize>) -> Result<Vec<f32>, String> {
         let fits = |count: &usize| self.words.len().checked_add(*count).is_some_and(|end| end <= WORDS_MAX);
