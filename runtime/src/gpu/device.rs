@@ -91,6 +91,16 @@ fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
 const WELCOME: wgpu::Features =
     wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::SHADER_F16).union(wgpu::Features::PIPELINE_CACHE);
 
+/// And on a GPU whose memory is the processor's: buffers that both use.
+const SHARED: wgpu::Features = wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+
+fn welcome(kind: wgpu::DeviceType) -> wgpu::Features {
+    match kind {
+        wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu => WELCOME.union(SHARED),
+        _ => WELCOME,
+    }
+}
+
 /// Pipelines that are not yet a device's.
 pub(crate) type Compiled = Vec<(Variant, wgpu::ComputePipeline)>;
 
@@ -121,7 +131,7 @@ impl Device {
         };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("andon"),
-            required_features: adapter.features() & WELCOME,
+            required_features: adapter.features() & welcome(adapter.get_info().device_type),
             required_limits,
             ..Default::default()
         };
@@ -175,6 +185,11 @@ impl Device {
         let info = adapter.get_info();
         let pipelines = HashMap::new();
         Ok(Self { device, queue, info, bindings, layout, pipelines, checks, kept: None, fault })
+    }
+
+    /// Whether kernels can read what the host writes where it writes it, at no loss.
+    pub(crate) fn shares_memory(&self) -> bool {
+        self.device.features().contains(SHARED)
     }
 
     /// Takes kernels from what an earlier process compiled, and adds new ones to it, where the driver can.

@@ -1,6 +1,9 @@
 //! Pictures of another size than the network's on their way to the GPU: they go up as they are, behind a head that says how
 //! `resized.wgsl` is to resize them, into a buffer of their own. Head and buffer stay for the next one; a picture of another
 //! size has another head, and a buffer of its own if it is larger. One that is too large is resized here.
+//!
+//! Where the GPU's memory is the processor's, that buffer stays mapped while the GPU does not read it, and the kernel reads
+//! what the host wrote; elsewhere it is copied to memory of the GPU's.
 
 use super::{
     device::{Device, Scope},
@@ -24,9 +27,12 @@ const FIXED: usize = 12;
 pub(super) struct Album {
     /// Of the last one: its sides, those of the network's, and its head.
     head: Option<(Sides, Sides, Vec<u8>)>,
-    seen: Option<Seen>,
     /// For each lane.
     staging: Vec<Option<Staging>>,
+    /// The staging memory of each lane, where the GPU reads that itself; else one copy for all.
+    seen: Vec<Option<Seen>>,
+    /// Which of them has the last one.
+    last: usize,
 }
 
 /// Where the GPU sees a picture.
@@ -36,7 +42,7 @@ struct Seen {
 }
 
 impl Album {
-    /// Puts a picture and its head where the GPU finds them, and encodes the copy; returns how many bytes it is. `bind`: all
+    /// Puts a picture and its head where the GPU finds them, and encodes the copy if it takes one; returns how many bytes it is. `bind`: all
     /// buffers of a dispatch, with the picture's.
     pub(super) fn upload(
         &mut self,
@@ -61,40 +67,61 @@ impl Album {
         let size = (head.len() + pixels.len()).next_multiple_of(4);
         let bytes = size as u64;
         let scope = Scope::new(&device.device);
-        if self.seen.as_ref().is_none_or(|seen| seen.buffer.size() < bytes) {
-            // The one before goes first.
-            self.seen = None;
-            let buffer = device.device.create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size: bytes,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
-            let bindings = bind(&buffer);
-            self.seen = Some(Seen { buffer, bindings });
-        }
         if self.staging.len() <= lane {
             self.staging.resize_with(lane + 1, || None);
+            self.seen.resize_with(lane + 1, || None);
         }
         let own = &mut self.staging[lane];
         if own.as_ref().is_none_or(|own| own.buffer().size() < bytes) {
             *own = None;
-            *own = Some(Staging::new(device, bytes));
+            let make = if device.shares_memory() { Staging::shared } else { Staging::new };
+            *own = Some(make(device, bytes));
         }
         scope.end()?;
-        let (Some(seen), Some(own)) = (&self.seen, own) else { return Ok(0) };
+        let Some(own) = own else { return Ok(0) };
         own.fill(device, encoder, |view| {
             view.slice(..head.len()).copy_from_slice(head);
             copied(cpu, pixels, view.slice(head.len()..size));
             Ok(())
         })?;
-        encoder.copy_buffer_to_buffer(own.buffer(), 0, &seen.buffer, 0, bytes);
+        let scope = Scope::new(&device.device);
+        self.last = if device.shares_memory() { lane } else { 0 };
+        let seen = &mut self.seen[self.last];
+        if device.shares_memory() {
+            // The memory is another one after a larger picture, and after a run that failed.
+            if seen.as_ref().is_none_or(|seen| seen.buffer != *own.buffer()) {
+                let buffer = own.buffer().clone();
+                *seen = Some(Seen { bindings: bind(&buffer), buffer });
+            }
+        } else {
+            if seen.as_ref().is_none_or(|seen| seen.buffer.size() < bytes) {
+                // The one before goes first.
+                *seen = None;
+                let buffer = device.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: None,
+                    size: bytes,
+                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                });
+                *seen = Some(Seen { bindings: bind(&buffer), buffer });
+            }
+            if let Some(seen) = seen {
+                encoder.copy_buffer_to_buffer(own.buffer(), 0, &seen.buffer, 0, bytes);
+            }
+        }
+        scope.end()?;
         Ok(bytes)
     }
 
     /// What a dispatch over the last picture is bound to.
     pub(super) fn bindings(&self) -> Option<&wgpu::BindGroup> {
-        self.seen.as_ref().map(|seen| &seen.bindings)
+        self.seen.get(self.last)?.as_ref().map(|seen| &seen.bindings)
+    }
+
+    /// Where the GPU reads the last picture.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> Option<wgpu::BufferUsages> {
+        Some(self.seen.get(self.last)?.as_ref()?.buffer.usage())
     }
 }
 

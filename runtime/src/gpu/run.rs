@@ -20,7 +20,7 @@ pub(crate) struct Memory {
     pub(super) params: Vec<u32>,
     /// A second one from the first stream on.
     lanes: Vec<Lane>,
-    album: Album,
+    pub(super) album: Album,
     /// For pictures of another size, which are bound beside them.
     constants: wgpu::Buffer,
     blocks: wgpu::Buffer,

@@ -206,10 +206,19 @@ pub(super) fn readback(device: &Device, size: u64) -> wgpu::Buffer {
 
 impl Staging {
     pub(super) fn new(device: &Device, size: u64) -> Self {
+        Self::of(device, size, wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC)
+    }
+
+    /// Which kernels read themselves, on a GPU that [`Device::shares_memory`].
+    pub(super) fn shared(device: &Device, size: u64) -> Self {
+        Self::of(device, size, wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::STORAGE)
+    }
+
+    fn of(device: &Device, size: u64, usage: wgpu::BufferUsages) -> Self {
         let buffer = device.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
-            usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+            usage,
             mapped_at_creation: true,
         });
         Self { buffer, mapped: Arc::new(AtomicBool::new(true)) }
@@ -228,7 +237,7 @@ impl Staging {
     ) -> Result<T, String> {
         if !self.mapped.load(Acquire) {
             // A run before this one has failed, and what became of its submission nobody knows.
-            *self = Self::new(device, self.buffer.size());
+            *self = Self::of(device, self.buffer.size(), self.buffer.usage());
         }
         let mut view = self.buffer.slice(..).get_mapped_range_mut().map_err(|e| e.to_string())?;
         let written = write(&mut view)?;
