@@ -303,6 +303,24 @@ mod tests {
         );
         assert!(check(op("Gemm"), &[&[1, 3], &[4, 5]], None).is_err());
         assert!(check(op("Add"), &[&[1, 3], &[4]], None).is_err());
+        // Each of these would be set up by tract while it loads.
+        let beyond = |proto: NodeProto, dims: &[&[usize]], ints: &[i64]| {
+            let why = check(proto, dims, Some(ints)).unwrap_err();
+            assert!(why.contains("(") && why.contains("an output of at most"), "{why}");
+        };
+        beyond(op("OneHot"), &[&[2, 3]], &[1 << 40]);
+        beyond(op("Einsum").with_string("equation", "ab, c -> abc"), &[&[3000, 3000], &[3000]], &[]);
+        beyond(op("Mean"), &[&[4000, 1, 1], &[4000, 1], &[4000]], &[1]);
+        let bounds = [("start", 0), ("limit", 1 << 42), ("step", 1)];
+        let graph = GraphProto {
+            node: vec![NodeProto::new("Range", "n", bounds.map(|(name, _)| name), ["y"])],
+            initializer: bounds.map(|(name, value)| TensorProto::i64(name, &[], &[value])).to_vec(),
+            output: vec![ValueInfoProto { name: "y".into(), r#type: None }],
+            ..Default::default()
+        };
+        let graph = Graph::new(ModelProto::new(graph, 17)).unwrap();
+        let why = infer(&graph, &[], &Limits::default()).unwrap_err().to_string();
+        assert!(why.contains("(Range)") && why.contains("[4398046511104]"), "{why}");
         let huge = op("Conv").with_ints("pads", &[1 << 20, 1 << 20, 1 << 20, 1 << 20]);
         assert!(check(huge, &[&[1, 1, 4, 4], &[1, 1, 3, 3]], None).unwrap_err().contains("elements"));
     }

@@ -3,7 +3,7 @@
 use super::{
     Shape, ShapeMismatch, Shapes,
     sizes::{
-        axis, broadcast, concat, constant_ints, flatten, matmul, reshape, resize, sizes, slice_along,
+        axis, broadcast, concat, constant_ints, flatten, made, matmul, reshape, resize, sizes, slice_along,
         transposed,
     },
     window::Window,
@@ -134,8 +134,8 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
         Some(_) => constant_ints(graph, shapes, node.inputs.get(i)),
         None => proto.ints(name).map(<[i64]>::to_vec),
     };
-    if proto.op_type == "ConstantOfShape" {
-        return one(constant_ints(graph, shapes, node.inputs.first()).and_then(|dims| sizes(&dims)));
+    if let Some(dims) = made(graph, shapes, id) {
+        return one(Some(dims));
     }
     // tract counts how many states are left, without end where that is below none.
     let scanned = proto.int("num_scan_inputs").filter(|_| proto.op_type == "Scan");
@@ -151,13 +151,16 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
     }
     match proto.op_type.as_str() {
         op if keeps_shape(op) => one(Some(first.to_vec())),
-        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" | "Sum" => {
-            let Some(second) = input(1) else { return one((node.inputs.len() == 1).then(|| first.to_vec())) };
-            if node.inputs.len() > 2 {
-                return Ok(vec![]);
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" | "Sum" | "Mean" => {
+            let others: Option<Vec<&[usize]>> = (1..node.inputs.len()).map(input).collect();
+            let Some(others) = others else { return Ok(vec![]) };
+            let mut dims = first.to_vec();
+            for other in others {
+                let both = broadcast(&dims, other);
+                dims =
+                    both.ok_or_else(|| fail("shapes that broadcast", format!("{dims:?} and {other:?}")))?;
             }
-            let dims = broadcast(first, second);
-            one(Some(dims.ok_or_else(|| fail("shapes that broadcast", format!("{first:?} and {second:?}")))?))
+            one(Some(dims))
         }
         "Conv" => {
             let Some(weight) = input(1) else { return Ok(vec![]) };
@@ -212,7 +215,7 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             }
             one(Some(vec![*rows, *columns]))
         }
-        "MatMul" => one(input(1).and_then(|second| matmul(first, second))),
+        "MatMul" | "MatMulInteger" => one(input(1).and_then(|second| matmul(first, second))),
         "Transpose" => {
             let default: Vec<i64> = (0..first.len() as i64).rev().collect();
             let order = proto.ints("perm").unwrap_or(&default).iter();
@@ -329,7 +332,7 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
                 .map(|c| vec![*n, c, h / b, w / b]))
         }
         "Where" | "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "And" | "Or" | "Xor"
-        | "Mod" => {
+        | "Mod" | "BitShift" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" => {
             let rest: Option<Vec<&[usize]>> = (1..node.inputs.len()).map(input).collect();
             let all = |rest: Vec<&[usize]>| {
                 rest.iter().try_fold(first.to_vec(), |dims, other| broadcast(&dims, other))

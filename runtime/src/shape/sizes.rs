@@ -72,6 +72,55 @@ pub(crate) fn slice_along(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<
 /// since other engines would try.
 const BEYOND: usize = usize::MAX;
 
+/// Dimensions that follow from numbers in the file and not from those of tensors: other engines set such results up before
+/// anybody has counted, and what cannot be set up ends the process.
+pub(super) fn made(graph: &Graph, shapes: &Shapes, id: NodeId) -> Shape {
+    let (node, proto) = (graph.node(id), graph.proto(id));
+    let input = |i: usize| node.inputs.get(i).copied().flatten();
+    let number = |i: usize| -> Option<f64> {
+        let tensor = shapes.constant(graph, input(i)?)?;
+        let real = || tensor.to_f32().map(|all| all.into_iter().map(f64::from).collect());
+        let whole = || constant_ints(graph, shapes, node.inputs.get(i));
+        let whole = || whole().map(|all| all.into_iter().map(|v| v as f64).collect());
+        let all: Vec<f64> = tensor.to_f64().or_else(|_| real()).ok().or_else(whole)?;
+        all.first().copied()
+    };
+    // What is below none is none, and what is too large for a size is so for everybody.
+    let size = |i: usize| number(i).map(|number| number as usize);
+    let first = || shapes.of(input(0)?);
+    match proto.op_type.as_str() {
+        "Range" => Some(vec![((number(1)? - number(0)?) / number(2)?).ceil() as usize]),
+        "ConstantOfShape" => sizes(&constant_ints(graph, shapes, node.inputs.first())?),
+        "RandomNormal" | "RandomUniform" => sizes(proto.ints("shape")?),
+        "BlackmanWindow" | "HammingWindow" | "HannWindow" => Some(vec![size(0)?]),
+        "MelWeightMatrix" => Some(vec![size(1)? / 2 + 1, size(0)?]),
+        "Multinomial" => {
+            let count = usize::try_from(proto.int("sample_size").unwrap_or(1)).ok()?;
+            Some(vec![*first()?.first()?, count])
+        }
+        "OneHot" => {
+            let mut dims = first()?.to_vec();
+            let at = axis(proto.int("axis").unwrap_or(-1), dims.len() + 1)?;
+            dims.insert(at, size(1)?);
+            Some(dims)
+        }
+        "Einsum" => {
+            let text: String = proto.string("equation")?.split_whitespace().collect();
+            let (from, to) = text.split_once("->")?;
+            let mut sizes = std::collections::HashMap::new();
+            for (i, letters) in from.split(',').enumerate() {
+                let dims = shapes.of(input(i)?)?;
+                if letters.chars().count() != dims.len() {
+                    return None;
+                }
+                letters.chars().zip(dims).for_each(|(letter, size)| drop(sizes.insert(letter, *size)));
+            }
+            to.chars().map(|letter| sizes.get(&letter).copied()).collect()
+        }
+        _ => None,
+    }
+}
+
 /// Sizes after a Resize 10 to 19, or an Upsample 7 or 9, of which scales or sizes are constants.
 pub(super) fn resize(graph: &Graph, shapes: &Shapes, id: NodeId, first: &[usize]) -> Shape {
     let (node, proto) = (graph.node(id), graph.proto(id));
