@@ -244,7 +244,8 @@ def main():
         for wheel in HERE.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(args.site)
-        report = {"command": "python3 run.py " + " ".join(sys.argv[1:])}
+        # Without the folder that it was asked to write to, which is nobody else's business.
+        report = {"command": f"python3 run.py --rounds {args.rounds} --runs {args.runs} --warmup {args.warmup}"}
 
         def save():
             args.out.write_text(json.dumps(report, indent=1) + "\n")
