@@ -195,7 +195,10 @@ pub fn macs(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::{DataType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+    use crate::onnx::{
+        AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, TensorProto,
+        ValueInfoProto,
+    };
 
     /// The output shape of one node on `x` of the shape given and constants of the others.
     fn check(proto: NodeProto, dims: &[&[usize]], ints: Option<&[i64]>) -> Result<Shape, String> {
@@ -311,6 +314,24 @@ mod tests {
         beyond(op("OneHot"), &[&[2, 3]], &[1 << 40]);
         beyond(op("Einsum").with_string("equation", "ab, c -> abc"), &[&[3000, 3000], &[3000]], &[]);
         beyond(op("Mean"), &[&[4000, 1, 1], &[4000, 1], &[4000]], &[1]);
+        let body = |outputs: usize| AttributeProto {
+            name: "body".into(),
+            r#type: AttributeType::Graph.into(),
+            g: Some(Box::new(GraphProto {
+                input: vec![ValueInfoProto { name: "state".into(), r#type: None }],
+                output: vec![ValueInfoProto { name: "state".into(), r#type: None }; outputs],
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let scan = |outputs| {
+            let mut scan = op("Scan").with_int("num_scan_inputs", 1);
+            scan.attribute.push(body(outputs));
+            check(scan, &[&[], &[5]], None)
+        };
+        let why = scan(0).unwrap_err();
+        assert!(why.contains("(Scan): expected a body that gives at least its 1 states"), "{why}");
+        assert_eq!(scan(1), Ok(None));
         let bounds = [("start", 0), ("limit", 1 << 42), ("step", 1)];
         let graph = GraphProto {
             node: vec![NodeProto::new("Range", "n", bounds.map(|(name, _)| name), ["y"])],

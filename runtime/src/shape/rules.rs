@@ -142,6 +142,15 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
     if let Some(scanned) = scanned.filter(|n| !(1..=node.inputs.len() as i64).contains(n)) {
         return Err(fail("at most as many scanned inputs as there are inputs", scanned.to_string()));
     }
+    // And how many outputs are left.
+    let body = proto.attribute("body").and_then(|body| body.g.as_ref());
+    if let (Some(scanned), Some(body)) = (scanned.filter(|_| graph.opset() >= 9), body) {
+        let states = node.inputs.len() - scanned as usize;
+        if body.output.len() < states {
+            let expected = format!("a body that gives at least its {states} states");
+            return Err(fail(&expected, format!("one of {} outputs", body.output.len())));
+        }
+    }
     let Some(first) = input(0) else { return Ok(vec![]) };
     // An engine that takes one from outside for a place goes on without end.
     let rank = first.len().max(1) as i64;

@@ -113,7 +113,7 @@ pub(super) fn made(graph: &Graph, shapes: &Shapes, id: NodeId) -> Shape {
                 if letters.chars().count() != dims.len() {
                     return None;
                 }
-                letters.chars().zip(dims).for_each(|(letter, size)| drop(sizes.insert(letter, *size)));
+                sizes.extend(letters.chars().zip(dims.iter().copied()));
             }
             to.chars().map(|letter| sizes.get(&letter).copied()).collect()
         }
