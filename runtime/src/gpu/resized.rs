@@ -73,6 +73,10 @@ impl Album {
         }
         let own = &mut self.staging[lane];
         if own.as_ref().is_none_or(|own| own.buffer().size() < bytes) {
+            // The one before goes first, and with it what the GPU reads where that is the same.
+            if device.shares_memory() {
+                self.seen[lane] = None;
+            }
             *own = None;
             let make = if device.shares_memory() { Staging::shared } else { Staging::new };
             *own = Some(make(device, bytes));

@@ -3,7 +3,7 @@
 
 use super::{
     super::{
-        golden::cases::{Random, ints},
+        golden::cases::{Random, Sliding},
         tests::{cases_count, devices},
     },
     *,
@@ -175,27 +175,12 @@ fn convolution_case(seed: u64) -> Model {
     } else {
         (own * groups, per_group * groups, groups)
     };
-    let size: [usize; 2] = [random.pick(&[1, 2, 5, 7, 12]), random.pick(&[1, 3, 6, 7, 13])];
-    let kernels: [[usize; 2]; 8] = [[1, 1], [1, 1], [3, 3], [3, 3], [5, 5], [1, 4], [2, 3], [7, 7]];
-    let kernel = random.pick(&kernels);
-    let strides = random.pick(&[[1, 1], [1, 1], [2, 2], [1, 2], [3, 1]]);
-    let dilations = if kernel == [1, 1] { [1, 1] } else { random.pick(&[[1, 1], [1, 1], [2, 1], [2, 2]]) };
-    let reach = |d: usize| (kernel[d] - 1) * dilations[d];
-    // At least as much padding as a window needs to fit at all.
-    let pad = |d: usize, random: &mut Random| {
-        let least: usize = (reach(d) + 1usize).saturating_sub(size[d]);
-        let before = random.below(reach(d) + 1).max(least.div_ceil(2));
-        [before, random.below(reach(d) + 1).max(least - before.min(least))]
-    };
-    let ([top, bottom], [left, right]) = (pad(0, random), pad(1, random));
+    let sliding = Sliding::any(random);
+    let (size, kernel) = (sliding.size, sliding.kernel);
     let normalises = random.below(3) == 0;
     let function = random.pick(&["", "Relu", "Sigmoid", "LeakyRelu", "Tanh"]);
     let mut net = Net::new(&[1, channels, size[0], size[1]], seed);
-    let mut y = net.convolution("x", [channels, outputs, groups], kernel, |node| {
-        node.with_ints("strides", &ints(&strides))
-            .with_ints("dilations", &ints(&dilations))
-            .with_ints("pads", &ints(&[top, left, bottom, right]))
-    });
+    let mut y = net.convolution("x", [channels, outputs, groups], kernel, |node| sliding.describe(node));
     if normalises {
         y = net.normalised(&y, outputs);
     }

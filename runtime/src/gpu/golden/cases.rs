@@ -104,6 +104,45 @@ pub(in crate::gpu) fn ints(values: &[usize]) -> Vec<i64> {
     values.iter().map(|v| *v as i64).collect()
 }
 
+/// A window and the image that it slides over.
+pub(in crate::gpu) struct Sliding {
+    /// Of the image and of the window: height, width.
+    pub(in crate::gpu) size: [usize; 2],
+    pub(in crate::gpu) kernel: [usize; 2],
+    strides: [usize; 2],
+    dilations: [usize; 2],
+    /// As ONNX has them.
+    pads: [usize; 4],
+}
+
+impl Sliding {
+    /// One that fits.
+    pub(in crate::gpu) fn any(random: &mut Random) -> Self {
+        let size: [usize; 2] = [random.pick(&[1, 2, 5, 7, 12]), random.pick(&[1, 3, 6, 7, 13])];
+        let kernels: [[usize; 2]; 8] = [[1, 1], [1, 1], [3, 3], [3, 3], [5, 5], [1, 4], [2, 3], [7, 7]];
+        let kernel = random.pick(&kernels);
+        let strides = random.pick(&[[1, 1], [1, 1], [2, 2], [1, 2], [3, 1]]);
+        let dilations =
+            if kernel == [1, 1] { [1, 1] } else { random.pick(&[[1, 1], [1, 1], [2, 1], [2, 2]]) };
+        let reach = |d: usize| (kernel[d] - 1) * dilations[d];
+        // At least as much padding as a window needs to fit at all.
+        let pad = |d: usize, random: &mut Random| {
+            let least: usize = (reach(d) + 1usize).saturating_sub(size[d]);
+            let before = random.below(reach(d) + 1).max(least.div_ceil(2));
+            [before, random.below(reach(d) + 1).max(least - before.min(least))]
+        };
+        let ([top, bottom], [left, right]) = (pad(0, random), pad(1, random));
+        Self { size, kernel, strides, dilations, pads: [top, left, bottom, right] }
+    }
+
+    /// Says so in an operator's attributes.
+    pub(in crate::gpu) fn describe(&self, node: NodeProto) -> NodeProto {
+        node.with_ints("strides", &ints(&self.strides))
+            .with_ints("dilations", &ints(&self.dilations))
+            .with_ints("pads", &ints(&self.pads))
+    }
+}
+
 /// One convolution of any kind, with an activation or without.
 pub(in crate::gpu) fn convolution_case(seed: u64) -> Result<Model, String> {
     let random = &mut Random::new(seed);
@@ -117,28 +156,13 @@ pub(in crate::gpu) fn convolution_case(seed: u64) -> Result<Model, String> {
     } else {
         (own * groups, per_group * groups, groups)
     };
-    let size: [usize; 2] = [random.pick(&[1, 2, 5, 7, 12]), random.pick(&[1, 3, 6, 7, 13])];
-    let kernels: [[usize; 2]; 8] = [[1, 1], [1, 1], [3, 3], [3, 3], [5, 5], [1, 4], [2, 3], [7, 7]];
-    let kernel = random.pick(&kernels);
-    let strides = random.pick(&[[1, 1], [1, 1], [2, 2], [1, 2], [3, 1]]);
-    let dilations = if kernel == [1, 1] { [1, 1] } else { random.pick(&[[1, 1], [1, 1], [2, 1], [2, 2]]) };
-    let reach = |d: usize| (kernel[d] - 1) * dilations[d];
-    // At least as much padding as a window needs to fit at all.
-    let pad = |d: usize, random: &mut Random| {
-        let least: usize = (reach(d) + 1usize).saturating_sub(size[d]);
-        let before = random.below(reach(d) + 1).max(least.div_ceil(2));
-        [before, random.below(reach(d) + 1).max(least - before.min(least))]
-    };
-    let ([top, bottom], [left, right]) = (pad(0, random), pad(1, random));
+    let sliding = Sliding::any(random);
+    let (size, kernel) = (sliding.size, sliding.kernel);
     let mut graph = frame(&[1, channels, size[0], size[1]], random.zero());
     let clips = random.below(3) == 0;
     let to = if clips { "c" } else { "y" };
     let node = convolution(&mut graph, random, ["x", to], [channels, outputs, groups], kernel);
-    graph.node.push(
-        node.with_ints("strides", &ints(&strides))
-            .with_ints("dilations", &ints(&dilations))
-            .with_ints("pads", &ints(&[top, left, bottom, right])),
-    );
+    graph.node.push(sliding.describe(node));
     if clips {
         graph.node.push(NodeProto::new("Relu", "relu", ["c"], ["y"]));
     }
