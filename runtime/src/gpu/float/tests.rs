@@ -3,7 +3,7 @@
 
 use super::{
     super::{
-        golden::cases::{Random, Sliding},
+        golden::random::{Random, Sliding},
         tests::{cases_count, devices},
     },
     *,

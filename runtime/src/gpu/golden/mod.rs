@@ -6,6 +6,7 @@
 
 pub(in crate::gpu) mod cases;
 mod expected;
+pub(in crate::gpu) mod random;
 
 use std::collections::HashMap;
 

@@ -4,7 +4,10 @@
 use andon_protocol::release::Fit;
 use andon_shaders::binding;
 
-use super::{super::resized::BYTES_MAX, *};
+use super::{
+    super::{golden::random::Random, resized::BYTES_MAX},
+    *,
+};
 use crate::{
     preprocess::planes,
     resize::{Resizer, Sides},
@@ -72,7 +75,7 @@ impl Pair {
 
 /// Of one kind or another: noise, next to nothing, one grey, the ends.
 fn picture([h, w, c]: Sides, kind: usize) -> Tensor {
-    let random = &mut cases::Random::new((h * 1000 + w * 10 + c) as u64);
+    let random = &mut Random::new((h * 1000 + w * 10 + c) as u64);
     let mut byte = || {
         let any = random.next() as u8;
         match kind % 4 {
@@ -115,7 +118,7 @@ fn pictures_are_exact() {
 
 #[test]
 fn pictures_of_other_sizes_are_exact() {
-    let random = &mut cases::Random::new(17);
+    let random = &mut Random::new(17);
     let mut side = |most: usize| 1 + (random.next() % most as u64) as usize;
     let networks: [Sides; 4] = [[1, 1, 3], [11, 14, 3], [19, 8, 1], [3, 3, 3]];
     for (device_number, (name, own)) in devices().iter_mut().enumerate() {
@@ -220,7 +223,7 @@ fn its_real_numbers_are_those_of_the_processor() {
             words[2u * id.x] = sum(a, b);
             words[2u * id.x + 1u] = product(a, b);
         }";
-    let random = &mut cases::Random::new(5);
+    let random = &mut Random::new(5);
     let mut pairs: Vec<[f32; 2]> =
         vec![[0.0, 0.0], [0.0, 1.0], [1.0, f32::MIN_POSITIVE], [f32::MIN_POSITIVE / 2.0, 0.75]];
     while pairs.len() < COUNT {
