@@ -12,6 +12,7 @@ pub mod drift_watch;
 pub mod engines;
 pub mod enrol;
 pub mod files;
+pub mod golden;
 pub mod identity;
 pub mod line;
 pub mod local;

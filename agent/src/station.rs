@@ -6,25 +6,23 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use andon_protocol::{
-    Digest, ReleaseId,
-    release::{GOLDEN_BYTES_MAX, GOLDEN_FILE, GoldenSet},
+    ReleaseId,
+    release::GoldenSet,
     state::UpdatePhase,
     telemetry::{Body, Event, Record},
 };
-use andon_runtime::{Image, ImageLimits};
 use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
     engines::{Engines, in_time},
-    files::{Disk, SystemDisk},
+    golden,
     line::Line,
     pipeline::{Judge, LoadedRelease, load_release},
     spool::writer::{Intake, Item},
     update::{Station, Status, trial::TrialHealth},
 };
 
-const GOLDEN_IMAGE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Loading a release and judging its golden images takes seconds on the slowest device, and so does measuring a GPU.
 const WORK_MAX: Duration = Duration::from_secs(300);
 
@@ -90,8 +88,7 @@ fn tested_release(
     release: &ReleaseId,
 ) -> Result<LoadedRelease, String> {
     let mut loaded = load_checked(engines, folder, release)?;
-    let set = read(&folder.join(GOLDEN_FILE), GOLDEN_BYTES_MAX as u64)?;
-    let set = GoldenSet::from_json(&set).map_err(|e| e.to_string())?;
+    let set = golden::set(folder)?;
     judge_golden(&mut *loaded.judge, folder, &set)?;
     tracing::info!(%release, cases = set.cases.len(), "self-test passed");
     Ok(loaded)
@@ -109,11 +106,7 @@ fn load_checked(engines: &Arc<Engines>, folder: &Path, release: &ReleaseId) -> R
 fn judge_golden(judge: &mut dyn Judge, folder: &Path, set: &GoldenSet) -> Result<(), String> {
     for case in &set.cases {
         let name = &case.image;
-        let bytes = read(&folder.join("golden").join(name), GOLDEN_IMAGE_BYTES_MAX)?;
-        if Digest::of(&bytes) != case.digest {
-            return Err(format!("golden image {name} is not the one of the golden set"));
-        }
-        let image = Image::decode(&bytes, &ImageLimits::default()).map_err(|e| format!("{name}: {e}"))?;
+        let image = golden::image(folder, case)?;
         let scores = judge.judge(&image).map_err(|e| format!("{name}: {e}"))?.scores;
         if scores.len() != case.scores.len() {
             return Err(format!("{name}: {} scores, expected are {}", scores.len(), case.scores.len()));
@@ -132,16 +125,12 @@ fn judge_golden(judge: &mut dyn Judge, folder: &Path, set: &GoldenSet) -> Result
     Ok(())
 }
 
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    SystemDisk.read(path, bytes_max).map_err(|e| e.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pipeline::JudgeError;
-    use andon_protocol::release::GoldenCase;
-    use andon_runtime::Judgement;
+    use andon_protocol::{Digest, release::GoldenCase};
+    use andon_runtime::{Image, Judgement};
 
     /// Gives every image these scores.
     struct Fixed(Vec<f32>);

@@ -50,6 +50,11 @@ impl Classifier {
         shapes_of(&manifest.input)
     }
 
+    /// What a camera's pictures mean to a release's network.
+    pub fn pictures(manifest: &Manifest) -> Pictures {
+        pictures_of(&manifest.input, &manifest.preprocessing)
+    }
+
     /// The classifier of a release.
     pub fn new(model: &Model, manifest: &Manifest, options: SessionOptions) -> Result<Self, LoadError> {
         let spec = ClassifierSpec {
@@ -78,8 +83,7 @@ impl Classifier {
             return Err(refuse(format!("mean and std need {channels} values each")));
         }
         options.input_shapes = shapes_of(&spec.input);
-        options.pictures =
-            Some(Pictures { mean: constants.mean.clone(), std: constants.std.clone(), fit: spec.input.fit });
+        options.pictures = Some(pictures_of(&spec.input, constants));
         let mut session = Session::new(model, &options)?;
         // One run on an even grey shows whether the outputs are there, before a frame depends on it.
         let zeros = vec![0.0; (*channels * *height * *width) as usize];
@@ -183,6 +187,10 @@ impl Classifier {
 fn shapes_of(input: &Input) -> Vec<(String, Vec<usize>)> {
     let shape = [1, input.channels, input.height, input.width].map(|d| d as usize).to_vec();
     vec![(input.name.clone(), shape)]
+}
+
+fn pictures_of(input: &Input, constants: &Preprocessing) -> Pictures {
+    Pictures { mean: constants.mean.clone(), std: constants.std.clone(), fit: input.fit }
 }
 
 fn session_shape(session: &Session) -> Vec<usize> {

@@ -93,6 +93,15 @@ impl Pictures {
     }
 }
 
+/// Whether a tensor of bytes, `[n, height, width, channels]`, is a picture for an input `[n, channels, height, width]`.
+pub(crate) fn is_picture_for(input: &[usize], picture: &[usize]) -> bool {
+    let (&[n, c, h, w], &[m, height, width, channels]) = (input, picture) else { return false };
+    let (from, to) = ([height, width, channels], [h, w, c]);
+    let ImageLimits { side_max, pixels_max, .. } = ImageLimits::default();
+    let bounded = height.max(width) <= side_max as usize && (height * width) as u64 <= pixels_max;
+    m == n && (from == to || m == 1 && bounded && Resizer::has(from, to))
+}
+
 /// Lets another engine finish what the GPU does not, see [`GuardPolicy`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guarding {
@@ -293,17 +302,10 @@ impl Session {
 
     /// Whether that is a picture which the first input may be.
     pub(crate) fn takes_picture(&self, tensor: &Tensor) -> bool {
-        let first = self.inputs.first().map(|input| &*input.shape);
-        let (Some(&[n, c, h, w]), &[m, height, width, channels]) = (first, tensor.shape()) else {
-            return false;
-        };
-        let (from, to) = ([height, width, channels], [h, w, c]);
-        let ImageLimits { side_max, pixels_max, .. } = ImageLimits::default();
-        let bounded = height.max(width) <= side_max as usize && (height * width) as u64 <= pixels_max;
+        let first = self.inputs.first();
         self.takes_pictures()
             && matches!(tensor.data(), Data::U8(_))
-            && m == n
-            && (from == to || m == 1 && bounded && Resizer::has(from, to))
+            && first.is_some_and(|input| is_picture_for(&input.shape, tensor.shape()))
     }
 
     /// What happened to an engine that is guarded, since the last call.

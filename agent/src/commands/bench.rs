@@ -38,7 +38,8 @@ pub(crate) struct BenchArgs {
     picture: Option<[usize; 2]>,
 }
 
-fn sides(text: &str) -> Result<[usize; 2], String> {
+/// Width and height, of `WIDTHxHEIGHT`.
+pub(super) fn sides(text: &str) -> Result<[usize; 2], String> {
     let (width, height) = text.split_once('x').ok_or("expected is WIDTHxHEIGHT")?;
     let side = |text: &str| {
         let side = text.parse().ok().filter(|side| (1..=8192).contains(side));
@@ -55,8 +56,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let threads = usize::from(args.engine.threads);
     let mut options = args.engine.options()?;
     if args.picture.is_some() {
-        let Preprocessing { mean, std } = constants(&model)?;
-        options.pictures = Some(Pictures { mean, std, fit: Fit::Stretched });
+        options.pictures = Some(meaning(&model)?);
     }
     let mut session = Session::new(&model, &options)?;
     let load = clock.elapsed().saturating_sub(start);
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     say(format_args!("{result}\n"))
 }
 
-/// What pictures may mean to a network, as long as nothing depends on it.
+/// For measuring, where nothing depends on what they are.
 fn constants(model: &Model) -> anyhow::Result<Preprocessing> {
     let port = model.inputs().into_iter().next().context("the network has no input")?;
     let channels = match port.dims.as_deref() {
@@ -127,6 +127,12 @@ fn constants(model: &Model) -> anyhow::Result<Preprocessing> {
         _ => anyhow::bail!("input {:?} of {port} is for no pictures", port.name),
     };
     Ok(Preprocessing { mean: vec![114.0; channels], std: vec![57.0; channels] })
+}
+
+/// What RGB or grey pictures may mean to a network, stretched where they are of another size.
+pub(super) fn meaning(model: &Model) -> anyhow::Result<Pictures> {
+    let Preprocessing { mean, std } = constants(model)?;
+    Ok(Pictures { mean, std, fit: Fit::Stretched })
 }
 
 /// A camera's picture, and what it is to be for a network.

@@ -2,18 +2,27 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use andon_agent::clock::{Clock, SystemClock};
-use andon_protocol::Digest;
-use andon_runtime::{Tuning, tune};
+use andon_agent::{
+    clock::{Clock, SystemClock},
+    golden,
+};
+use andon_protocol::{
+    Digest,
+    release::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest},
+};
+use andon_runtime::{Classifier, Model, Pictures, Tuning, Workload, tune};
 use anyhow::Context;
 
-use super::{load_model, say};
+use super::{bench, load_model, read, say};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TuneArgs {
-    /// ONNX file, or a release's folder
+    /// ONNX file, or a release's folder: then frames are pictures like its golden images
     #[arg(long)]
     model: PathBuf,
+    /// Let the frames be RGB pictures of WIDTHxHEIGHT, which the engines resize
+    #[arg(long, value_parser = bench::sides)]
+    picture: Option<[usize; 2]>,
     /// Threads that the engine on the CPU may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
@@ -39,7 +48,11 @@ pub(crate) fn run(args: &TuneArgs) -> anyhow::Result<()> {
     let clock = SystemClock::new();
     let clock = andon_runtime::Clock::new(move || clock.elapsed());
     let budget = Duration::from_secs(args.seconds);
-    let tuning = tune(&model, &[], &Digest::of(&bytes).to_string(), args.threads.into(), &clock, budget);
+    let (input_shapes, picture) = frames(args, &model)?;
+    let picture = picture.as_ref().map(|(sides, meaning)| (*sides, meaning));
+    let workload =
+        Workload { model: &model, input_shapes: &input_shapes, threads: args.threads.into(), picture };
+    let tuning = tune(&workload, &Digest::of(&bytes).to_string(), &clock, budget);
     let tuning = tuning.map_err(anyhow::Error::msg)?;
     let text = serde_json::to_string_pretty(&tuning)?;
     if let Some(out) = &args.out {
@@ -48,10 +61,33 @@ pub(crate) fn run(args: &TuneArgs) -> anyhow::Result<()> {
     if args.json { say(format_args!("{text}\n")) } else { show(&tuning) }
 }
 
+/// Shapes of inputs, as far as the file leaves them open, and the pictures that a camera makes.
+type Frames = (Vec<(String, Vec<usize>)>, Option<([usize; 3], Pictures)>);
+
+fn frames(args: &TuneArgs, model: &Model) -> anyhow::Result<Frames> {
+    let asked = args.picture.map(|[width, height]| [height, width, 3]);
+    if !args.model.is_dir() {
+        let picture = asked.map(|sides| anyhow::Ok((sides, bench::meaning(model)?)));
+        return Ok((vec![], picture.transpose()?));
+    }
+    let path = args.model.join(MANIFEST_FILE);
+    let manifest = Manifest::from_json(&read(&path, MANIFEST_BYTES_MAX)?)
+        .with_context(|| format!("cannot use {}", path.display()))?;
+    let sides = match asked {
+        Some(sides) => sides,
+        None => golden::picture(&args.model).map_err(anyhow::Error::msg).context(
+            "the size of the camera's pictures is what the golden images have; --picture WIDTHxHEIGHT says it, too",
+        )?,
+    };
+    Ok((Classifier::input_shapes(&manifest), Some((sides, Classifier::pictures(&manifest)))))
+}
+
 fn show(tuning: &Tuning) -> anyhow::Result<()> {
-    let Tuning { adapter, engine, cpu_ms, gpu_ms, threads, .. } = tuning;
+    let Tuning { adapter, engine, cpu_ms, gpu_ms, threads, picture, .. } = tuning;
+    let of = picture.map(|[height, width, _]| format!(", for pictures of {width}x{height}"));
+    let of = of.unwrap_or_default();
     say(format_args!(
-        "{} through {}, {} {}\n{engine} is faster: gpu {gpu_ms:.3} ms, cpu {cpu_ms:.3} ms on {threads} threads\n",
+        "{} through {}, {} {}\n{engine} is faster: gpu {gpu_ms:.3} ms, cpu {cpu_ms:.3} ms on {threads} threads{of}\n",
         adapter.name, adapter.backend, adapter.driver, adapter.driver_info
     ))?;
     if let Some(why) = &tuning.untuned {

@@ -44,6 +44,8 @@ pub struct Known<'a> {
     pub agent: &'a str,
     pub model: &'a str,
     pub threads: usize,
+    /// Height, width and channels of the camera's pictures, as far as that is known.
+    pub picture: Option<[usize; 3]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,10 +85,17 @@ pub fn decide(known: &Known<'_>) -> Decision {
         kept.tuning.is_of(&gpu.key, known.model)
             && kept.agent == known.agent
             && kept.tuning.threads == known.threads
+            && kept.tuning.picture == known.picture
     };
     let Some(Kept { tuning, at, .. }) = known.tuning.filter(fits) else { return Decision::Measure };
-    let took =
-        format!("{name} took {:.2} ms, the CPU {:.2} ms (tuned {})", tuning.gpu_ms, tuning.cpu_ms, day(*at));
+    let of = tuning.picture.map(|[height, width, _]| format!(" for pictures of {width}x{height}"));
+    let took = format!(
+        "{name} took {:.2} ms, the CPU {:.2} ms{} (tuned {})",
+        tuning.gpu_ms,
+        tuning.cpu_ms,
+        of.unwrap_or_default(),
+        day(*at)
+    );
     match &*tuning.engine {
         "gpu" => Decision::Run(OnGpu, took),
         _ => not(took),
@@ -133,6 +142,7 @@ pub(super) mod tests {
             cpu_ms,
             gpu_ms,
             threads: 1,
+            picture: None,
             untuned: None,
             wrong: 0,
             kernels: vec![],
@@ -156,6 +166,10 @@ pub(super) mod tests {
         let other_model = kept(key("H200"), "n", "gpu");
         let other_agent = Kept { agent: "0.9".into(), ..faster.clone() };
         let other_threads = Kept { tuning: Tuning { threads: 2, ..faster.tuning.clone() }, ..faster.clone() };
+        let other_picture = Kept {
+            tuning: Tuning { picture: Some([480, 640, 3]), ..faster.tuning.clone() },
+            ..faster.clone()
+        };
         let other_format = Kept { tuning: Tuning { format: 0, ..faster.tuning.clone() }, ..faster.clone() };
         let bad = |gpu: &Gpu| {
             let reason = "3 failures in a row, the last: the device is lost".into();
@@ -237,6 +251,7 @@ pub(super) mod tests {
             (Auto, fine, Ok(&h200), vec![], Some(&other_agent), measure),
             (Auto, fine, Ok(&h200), vec![], Some(&other_threads), measure),
             (Auto, fine, Ok(&h200), vec![], Some(&other_format), measure),
+            (Auto, fine, Ok(&h200), vec![], Some(&other_picture), measure),
             // A blocked driver is not used, and not measured either; another version of it is another driver.
             (Auto, fine, Ok(&h200), bad(&h200), Some(&faster), (Auto, blocked)),
             (Auto, fine, Ok(&h200), bad(&h200), None, (Auto, blocked)),
@@ -272,6 +287,7 @@ pub(super) mod tests {
                 agent: "1.0",
                 model: "m",
                 threads: 1,
+                picture: None,
             };
             let expected = match *why {
                 "MEASURE" => Decision::Measure,
@@ -279,5 +295,19 @@ pub(super) mod tests {
             };
             assert_eq!(decide(&known), expected, "row {number}: {known:?}");
         }
+        let known = Known {
+            asked: Auto,
+            network: fine,
+            gpu: Ok(&h200),
+            blocked: &[],
+            tuning: Some(&other_picture),
+            agent: "1.0",
+            model: "m",
+            threads: 1,
+            picture: Some([480, 640, 3]),
+        };
+        let took =
+            "H200 through vulkan took 0.70 ms, the CPU 1.14 ms for pictures of 640x480 (tuned 2026-11-26)";
+        assert_eq!(decide(&known), Decision::Run(OnGpu, took.into()));
     }
 }

@@ -21,8 +21,8 @@ use std::{
 
 use andon_protocol::{Digest, tuf::UtcTime};
 use andon_runtime::{
-    AdapterKey, EngineChoice, GoldenReport, GpuAdapter, GuardPolicy, Model, PipelineCache, Tuning,
-    chosen_gpu, has_gpu_steps, tune,
+    AdapterKey, EngineChoice, GoldenReport, GpuAdapter, GuardPolicy, Model, Pictures, PipelineCache, Tuning,
+    Workload, chosen_gpu, has_gpu_steps, tune,
 };
 
 use crate::clock::Clock;
@@ -53,6 +53,24 @@ pub struct Engines {
     deadline: Duration,
     /// For tests: software is measured and chosen like hardware.
     software_counts: bool,
+}
+
+/// A network that an engine is chosen for.
+#[derive(Debug, Clone)]
+pub struct Network {
+    pub model: Model,
+    /// Of its file.
+    pub digest: Digest,
+    /// Of inputs whose size the file leaves open.
+    pub input_shapes: Vec<(String, Vec<usize>)>,
+    /// Height, width and channels of the camera's pictures, and what they mean to the network, as far as that is known.
+    pub picture: Option<([usize; 3], Pictures)>,
+}
+
+impl Network {
+    fn name(&self) -> String {
+        self.digest.to_string()
+    }
 }
 
 /// What a release is to run on.
@@ -86,14 +104,14 @@ impl Engines {
 
     /// Takes up to [`TUNING_WAIT`] and more, where a GPU was not measured yet: seconds in most cases. Where it is the GPU, the
     /// caller says [`tried`](Self::tried) once that has computed something.
-    pub fn choose(&self, model: &Model, digest: &Digest, input_shapes: &[(String, Vec<usize>)]) -> Choice {
+    pub fn choose(&self, network: &Network) -> Choice {
         let looks = matches!(self.asked, EngineChoice::Auto | EngineChoice::Gpu);
-        let network = if looks { has_gpu_steps(model, input_shapes) } else { Ok(()) };
-        let gpu = match &network {
+        let computes = if looks { has_gpu_steps(&network.model, &network.input_shapes) } else { Ok(()) };
+        let gpu = match &computes {
             Ok(()) if looks => self.look(),
             _ => Err("no GPU that was looked for".into()),
         };
-        let model_name = digest.to_string();
+        let model_name = network.name();
         let (blocked, mut tuning) = match &gpu {
             Ok(_) => (self.blocked(), self.notes.tuning(&model_name)),
             Err(_) => (vec![], None),
@@ -101,24 +119,24 @@ impl Engines {
         let decided = |tuning: Option<&Kept>| {
             decide(&Known {
                 asked: self.asked,
-                network: network.as_ref().copied().map_err(|why| why.as_str()),
+                network: computes.as_ref().copied().map_err(|why| why.as_str()),
                 gpu: gpu.as_ref().map_err(|why| why.as_str()),
                 blocked: &blocked,
                 tuning,
                 agent: AGENT,
                 model: &model_name,
                 threads: THREADS,
+                picture: network.picture.as_ref().map(|(sides, _)| *sides),
             })
         };
         let mut decision = decided(tuning.as_ref());
         if let (Decision::Measure, Ok(gpu)) = (&decision, &gpu) {
-            let measured = self.measure(gpu, model, &model_name, input_shapes);
-            decision = match measured {
+            decision = match self.measure(gpu, network) {
                 Ok(kept) => decided(Some(tuning.insert(kept))),
                 Err(why) => {
                     let why = format!("{} could not be measured: {why}", decide::name(&gpu.key));
                     // Since it computes wrong, perhaps; then it is not measured a second time.
-                    let blocked = self.check(gpu, model, &model_name, input_shapes, None).err();
+                    let blocked = self.check(gpu, network, None).err();
                     Decision::Run(EngineChoice::Auto, blocked.unwrap_or(why))
                 }
             };
@@ -129,12 +147,10 @@ impl Engines {
         };
         let of_gpu = tuning.as_ref().map(|kept| &kept.tuning);
         let (engine, why) = match &gpu {
-            Ok(gpu) if engine == EngineChoice::Gpu => {
-                match self.check(gpu, model, &model_name, input_shapes, of_gpu) {
-                    Ok(()) => (engine, why),
-                    Err(why) => (EngineChoice::Auto, why),
-                }
-            }
+            Ok(gpu) if engine == EngineChoice::Gpu => match self.check(gpu, network, of_gpu) {
+                Ok(()) => (engine, why),
+                Err(why) => (EngineChoice::Auto, why),
+            },
             _ => (engine, why),
         };
         let gpu = gpu.ok().filter(|_| engine == EngineChoice::Gpu);
@@ -195,20 +211,18 @@ impl Engines {
         self.notes.blocked()
     }
 
-    fn measure(
-        &self,
-        gpu: &Gpu,
-        model: &Model,
-        model_name: &str,
-        input_shapes: &[(String, Vec<usize>)],
-    ) -> Result<Kept, String> {
-        tracing::info!(gpu = decide::name(&gpu.key), model = model_name, "the GPU is measured");
+    fn measure(&self, gpu: &Gpu, network: &Network) -> Result<Kept, String> {
+        let name = network.name();
+        tracing::info!(gpu = decide::name(&gpu.key), model = name, "the GPU is measured");
         self.try_out(&gpu.key, None);
         let clock = Arc::clone(&self.clock);
         let clock = andon_runtime::Clock::new(move || clock.elapsed());
-        let (model, name, shapes) = (model.clone(), model_name.to_owned(), input_shapes.to_vec());
+        let network = network.clone();
         let tuned = in_time("gpu-tune", TUNING_WAIT, move || {
-            Ok(tune(&model, &shapes, &name, THREADS, &clock, TUNING_BUDGET))
+            let Network { model, input_shapes, picture, .. } = &network;
+            let picture = picture.as_ref().map(|(sides, meaning)| (*sides, meaning));
+            let workload = Workload { model, input_shapes, threads: THREADS, picture };
+            Ok(tune(&workload, &name, &clock, TUNING_BUDGET))
         });
         match tuned {
             // A driver that comes back with an error is no danger; a network that is too large gives one, too.
@@ -234,14 +248,8 @@ impl Engines {
 
     /// Compares what the GPU computes with what the CPU does, once for a network, a driver and an agent. `Err`: why the
     /// GPU is not to be used; where it computes wrong its driver is blocked.
-    fn check(
-        &self,
-        gpu: &Gpu,
-        model: &Model,
-        model_name: &str,
-        input_shapes: &[(String, Vec<usize>)],
-        tuning: Option<&Tuning>,
-    ) -> Result<(), String> {
+    fn check(&self, gpu: &Gpu, network: &Network, tuning: Option<&Tuning>) -> Result<(), String> {
+        let model_name = network.name();
         let mut earlier = self.notes.checked();
         earlier.retain(|checked| checked.adapter == gpu.key && checked.agent == AGENT);
         if earlier.iter().any(|checked| checked.model == model_name) {
@@ -253,8 +261,8 @@ impl Engines {
             variants.into_iter().filter(move |variant| !left.contains(variant))
         };
         let known: Vec<_> = earlier.into_iter().flat_map(shown).collect();
-        let (clock, model, shapes) = (Arc::clone(&self.clock), model.clone(), input_shapes.to_vec());
-        let tuning = tuning.cloned();
+        let (clock, tuning) = (Arc::clone(&self.clock), tuning.cloned());
+        let (model, shapes) = (network.model.clone(), network.input_shapes.clone());
         let checked = in_time("gpu-check", CHECK_WAIT, move || {
             let now = || clock.elapsed();
             let compare = |gpu: GpuAdapter| {
@@ -295,7 +303,7 @@ impl Engines {
             self.block(blocked);
             return Err(why);
         }
-        let (adapter, agent, model) = (gpu.key.clone(), AGENT.into(), model_name.to_owned());
+        let (adapter, agent, model) = (gpu.key.clone(), AGENT.into(), model_name);
         let at = UtcTime::from_unix_ms(self.clock.now_ms());
         let kept = self.notes.keep_check(Checked { adapter, agent, model, at, report });
         if let Err(error) = kept {
@@ -355,6 +363,7 @@ pub(crate) fn in_time<T: Send + 'static>(
 mod tests {
     use std::fs;
 
+    use andon_protocol::release::Fit;
     use andon_runtime::{
         Limits,
         onnx::{DataType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto},
@@ -388,6 +397,10 @@ mod tests {
         Model::load(&ModelProto::new(graph, 17).to_bytes(), &Limits::default()).unwrap()
     }
 
+    fn network() -> Network {
+        Network { model: model(), digest: Digest::of(b"largest"), input_shapes: vec![], picture: None }
+    }
+
     fn engines(data_dir: &std::path::Path, asked: EngineChoice, software_counts: bool) -> Engines {
         let clock = ManualClock::at(1_795_734_245_000);
         let notes = Notes::new(Arc::new(SystemDisk), data_dir);
@@ -395,7 +408,7 @@ mod tests {
     }
 
     fn choose(data_dir: &std::path::Path, asked: EngineChoice, software_counts: bool) -> Choice {
-        engines(data_dir, asked, software_counts).choose(&model(), &Digest::of(b"largest"), &[])
+        engines(data_dir, asked, software_counts).choose(&network())
     }
 
     /// Whether something plays a GPU here.
@@ -422,6 +435,12 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(choose(dir.path(), EngineChoice::Auto, true).why, first.why);
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        // Pictures of another size are another matter, whoever resizes them.
+        let meaning = Pictures { mean: vec![0.0; 8], std: vec![1.0; 8], fit: Fit::Stretched };
+        let pictures = Network { picture: Some(([480, 640, 3], meaning)), ..network() };
+        let choice = engines(dir.path(), EngineChoice::Auto, true).choose(&pictures);
+        assert!(choice.why.contains(" ms for pictures of 640x480 (tuned 2026-11-26)"), "{choice:?}");
+        assert!(fs::read_to_string(&path).unwrap().contains("\"picture\": ["));
         let measures = |path: &std::path::Path| {
             choose(dir.path(), EngineChoice::Auto, true);
             let now = fs::read_to_string(path).unwrap();
@@ -472,7 +491,7 @@ mod tests {
         assert_eq!(notes.unblock().unwrap(), 1);
         for _ in 0..2 * TRIES_MAX {
             let engines = engines(dir.path(), EngineChoice::Gpu, false);
-            let choice = engines.choose(&model(), &Digest::of(b"largest"), &[]);
+            let choice = engines.choose(&network());
             assert_eq!(choice.engine, EngineChoice::Gpu);
             engines.tried();
         }

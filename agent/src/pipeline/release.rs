@@ -24,7 +24,8 @@ use andon_runtime::{
 use super::{Judge, JudgeError, LoadedRelease};
 use crate::{
     clock::{Clock, SystemClock},
-    engines::{Choice, Engines, decide::Gpu, short},
+    engines::{Choice, Engines, Network, decide::Gpu, short},
+    golden,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +56,12 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     file.let_go(&file);
     let model_error = |error| LoadReleaseError::Model { path: path.clone(), error };
     let model = Model::open(&file, &limits).map_err(model_error)?;
-    let Choice { engine, tuning, pipelines, threads, gpu, why } =
-        engines.choose(&model, &digest, &Classifier::input_shapes(&manifest));
+    // A release whose golden images cannot be read runs all the same; the self-test is what refuses it.
+    let picture = golden::picture(folder).map(|sides| (sides, Classifier::pictures(&manifest))).ok();
+    let input_shapes = Classifier::input_shapes(&manifest);
+    let network = Network { model, digest, input_shapes, picture };
+    let Choice { engine, tuning, pipelines, threads, gpu, why } = engines.choose(&network);
+    let Network { model, digest, .. } = network;
     // A GPU that fails costs no frame; what happened to it is told.
     let clock = SystemClock::new();
     let clock = andon_runtime::Clock::new(move || clock.elapsed());

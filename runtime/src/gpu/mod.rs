@@ -39,7 +39,7 @@ pub(crate) use fault::Fault;
 pub(crate) use float::{FloatGpu, Precision, Share, is_float};
 pub use golden::{Expected, GoldenReport, WrongCase};
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
-pub use tune::{AdapterKey, Tuned, Tuning, has_gpu_steps, tune};
+pub use tune::{AdapterKey, Tuned, Tuning, Workload, has_gpu_steps, tune};
 
 use std::{
     collections::VecDeque,

@@ -18,6 +18,8 @@ use crate::{
     engine::{Clock, Engine, agree, guarded},
     graph::{Graph, ValueId},
     model::Model,
+    onnx::DataType,
+    session::{Pictures, is_picture_for},
     shape::Shapes,
     tensor::Tensor,
 };
@@ -38,6 +40,10 @@ pub struct Tuning {
     pub gpu_ms: f64,
     /// Threads of the CPU in both.
     pub threads: usize,
+    /// Height, width and channels of the pictures that the frames were, if they were any: resizing them is in the times, where
+    /// engines do it.
+    #[serde(default)]
+    pub picture: Option<[usize; 3]>,
     /// Why kernels were not tuned, if they were not.
     pub untuned: Option<String>,
     /// Rounds of kernels that were left out, since their network gave something else than the CPU's.
@@ -107,12 +113,26 @@ struct Kernels {
     wrong: u32,
 }
 
+/// What is to be measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload<'a> {
+    pub model: &'a Model,
+    /// Of inputs whose size the file leaves open.
+    pub input_shapes: &'a [(String, Vec<usize>)],
+    /// Of the CPU.
+    pub threads: usize,
+    /// Height, width and channels of a camera's pictures, and what they mean to the network. Without, a frame is what the
+    /// network's inputs are.
+    pub picture: Option<([usize; 3], &'a Pictures)>,
+}
+
 /// A network whose engine is to be chosen.
 struct Subject<'a> {
     graph: &'a Graph,
     shapes: &'a Shapes,
     outputs: &'a [ValueId],
     threads: usize,
+    pictures: Option<&'a Pictures>,
     inputs: Vec<Tensor>,
 }
 
@@ -128,16 +148,14 @@ pub fn has_gpu_steps(model: &Model, input_shapes: &[(String, Vec<usize>)]) -> Re
     Err(sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into()))
 }
 
-/// Measures for at most `budget`, and a little more, on the adapter that would be used. `model_name` is written down;
-/// `input_shapes` are those of inputs whose size the file leaves open.
+/// Measures for at most `budget`, and a little more, on the adapter that would be used. `model_name` is written down.
 pub fn tune(
-    model: &Model,
-    input_shapes: &[(String, Vec<usize>)],
+    workload: &Workload<'_>,
     model_name: &str,
-    threads: usize,
     clock: &Clock,
     budget: Duration,
 ) -> Result<Tuning, String> {
+    let Workload { model, input_shapes, threads, picture } = *workload;
     guarded(|| {
         let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
         let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
@@ -145,7 +163,9 @@ pub fn tune(
         let inputs =
             resolved.iter().zip(model.inputs()).map(|((_, dims), port)| Tensor::noise(dims, port.data_type));
         let inputs = inputs.collect::<Result<_, String>>()?;
-        let subject = Subject { graph: model.graph(), shapes: &shapes, outputs: &outputs, threads, inputs };
+        let pictures = picture.map(|(_, meaning)| meaning);
+        let subject =
+            Subject { graph: model.graph(), shapes: &shapes, outputs: &outputs, threads, pictures, inputs };
         let end = clock.now() + budget;
         let device = Device::new(&chosen()?, Checks::Off)?;
         let adapter = AdapterKey::of(&device.info);
@@ -157,11 +177,13 @@ pub fn tune(
         };
         choices.known = kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect();
         let mut gpu = Gpu::of(cpu, device, choices)?;
-        let mut cpu = subject.sketch(Sources::Dropped)?.build(threads)?;
-        let inputs: Vec<&Tensor> = subject.inputs.iter().collect();
-        let same = agree(&cpu.run(&inputs)?, &gpu.run(&inputs)?);
+        let mut cpu = subject.sketch(Sources::Dropped)?.build(threads)?.with_pictures(pictures);
+        let sides = picture.map(|(sides, _)| sides);
+        let frame = subject.frame(sides, cpu.takes_pictures() && gpu.takes_pictures())?;
+        let frame: Vec<&Tensor> = frame.iter().collect();
+        let same = agree(&cpu.run(&frame)?, &gpu.run(&frame)?);
         same.map_err(|why| format!("the GPU computes wrong: {why}"))?;
-        let (gpu_ms, cpu_ms) = subject.compare([&mut gpu, &mut cpu], clock)?;
+        let (gpu_ms, cpu_ms) = compare(&frame, [&mut gpu, &mut cpu], clock)?;
         let engine = if gpu_ms < cpu_ms { "gpu" } else { "cpu" }.into();
         let model = model_name.into();
         Ok(Tuning {
@@ -172,6 +194,7 @@ pub fn tune(
             cpu_ms,
             gpu_ms,
             threads,
+            picture: sides,
             untuned,
             wrong,
             kernels,
@@ -185,7 +208,19 @@ impl Subject<'_> {
     }
 
     fn plan(&self) -> Result<Cpu, String> {
-        super::plan(self.graph, self.shapes, self.outputs, Isa::chosen()?, self.threads)
+        let plan = super::plan(self.graph, self.shapes, self.outputs, Isa::chosen()?, self.threads)?;
+        Ok(plan.with_pictures(self.pictures))
+    }
+
+    /// What comes for each frame: pictures of these sides where engines take such, else what the network's inputs are.
+    fn frame(&self, sides: Option<[usize; 3]>, takes_pictures: bool) -> Result<Vec<Tensor>, String> {
+        let mut frame = self.inputs.clone();
+        if let (Some([h, w, c]), true, Some(first)) = (sides, takes_pictures, frame.first_mut())
+            && is_picture_for(first.shape(), &[1, h, w, c])
+        {
+            *first = Tensor::noise(&[1, h, w, c], Some(DataType::Uint8))?;
+        }
+        Ok(frame)
     }
 
     /// The fastest variant for each task; the device comes back with what was compiled.
@@ -246,46 +281,49 @@ impl Subject<'_> {
         tuned.sort_by_key(|tuned| tuned.task);
         Ok(((device, cpu), Ok(Kernels { tuned, wrong })))
     }
+}
 
-    /// Milliseconds of a run on each, in turns; the median.
-    fn compare(&self, mut engines: [&mut dyn Engine; 2], clock: &Clock) -> Result<(f64, f64), String> {
-        /// A GPU takes a while until its clocks are up, and whoever runs frame after frame has them up.
-        const WARM: Duration = Duration::from_millis(150);
-        const WARM_RUNS_MAX: usize = 200;
-        const RUNS: usize = 10;
-        const ROUNDS: usize = 3;
-        const ENOUGH: Duration = Duration::from_secs(3);
-        let inputs: Vec<&Tensor> = self.inputs.iter().collect();
-        let end = clock.now() + ENOUGH;
-        let mut times = [vec![], vec![]];
-        for _ in 0..ROUNDS {
-            for (engine, times) in engines.iter_mut().zip(&mut times) {
-                let begin = clock.now();
-                let mut counted = 0;
-                for run in 0..WARM_RUNS_MAX + RUNS {
-                    let start = clock.now();
-                    engine.run(&inputs)?;
-                    let now = clock.now();
-                    // The last of a slow engine counts, too.
-                    if start.saturating_sub(begin) >= WARM || run >= WARM_RUNS_MAX || now > end {
-                        times.push(now.saturating_sub(start));
-                        counted += 1;
-                    }
-                    if now > end || counted == RUNS {
-                        break;
-                    }
+/// Milliseconds that each takes for a frame, in turns; the median.
+fn compare(
+    frame: &[&Tensor],
+    mut engines: [&mut dyn Engine; 2],
+    clock: &Clock,
+) -> Result<(f64, f64), String> {
+    /// A GPU takes a while until its clocks are up, and whoever runs frame after frame has them up.
+    const WARM: Duration = Duration::from_millis(150);
+    const WARM_RUNS_MAX: usize = 200;
+    const RUNS: usize = 10;
+    const ROUNDS: usize = 3;
+    const ENOUGH: Duration = Duration::from_secs(3);
+    let end = clock.now() + ENOUGH;
+    let mut times = [vec![], vec![]];
+    for _ in 0..ROUNDS {
+        for (engine, times) in engines.iter_mut().zip(&mut times) {
+            let begin = clock.now();
+            let mut counted = 0;
+            for run in 0..WARM_RUNS_MAX + RUNS {
+                let start = clock.now();
+                engine.run(frame)?;
+                let now = clock.now();
+                // The last of a slow engine counts, too.
+                if start.saturating_sub(begin) >= WARM || run >= WARM_RUNS_MAX || now > end {
+                    times.push(now.saturating_sub(start));
+                    counted += 1;
+                }
+                if now > end || counted == RUNS {
+                    break;
                 }
             }
-            if clock.now() > end {
-                break;
-            }
         }
-        let [a, b] = times.map(|mut times| {
-            times.sort_unstable();
-            times[times.len() / 2].as_secs_f64() * 1e3
-        });
-        Ok((a, b))
+        if clock.now() > end {
+            break;
+        }
     }
+    let [a, b] = times.map(|mut times| {
+        times.sort_unstable();
+        times[times.len() / 2].as_secs_f64() * 1e3
+    });
+    Ok((a, b))
 }
 
 #[cfg(test)]
@@ -295,7 +333,9 @@ mod tests {
         atomic::{AtomicU64, Ordering::SeqCst},
     };
 
-    use super::*;
+    use andon_protocol::release::Fit;
+
+    use super::{super::golden::cases, *};
     use crate::{EngineChoice, Session, SessionOptions, fixtures};
 
     /// A clock that goes on with each look at it.
@@ -305,13 +345,51 @@ mod tests {
     }
 
     #[test]
+    fn frames_are_pictures_where_engines_take_them() {
+        let model = cases::picture_case([11, 14, 3]).unwrap();
+        let (graph, resolved) = (model.graph(), model.resolve_inputs(&[]).unwrap());
+        let shapes = model.shapes(&resolved).unwrap();
+        let meaning = Pictures { mean: vec![100.0; 3], std: vec![50.0; 3], fit: Fit::Stretched };
+        let inputs = vec![Tensor::noise(&[1, 3, 11, 14], Some(DataType::Float)).unwrap()];
+        let subject = Subject {
+            graph,
+            shapes: &shapes,
+            outputs: &model.wanted(),
+            threads: 1,
+            pictures: Some(&meaning),
+            inputs,
+        };
+        assert!(subject.plan().unwrap().takes_pictures());
+        for (sides, takes_pictures, expected) in [
+            (Some([30, 40, 3]), true, &[1, 30, 40, 3][..]),
+            (Some([30, 40, 1]), true, &[1, 30, 40, 1]),
+            (Some([30, 40, 3]), false, &[1, 3, 11, 14]),
+            // That nobody resizes.
+            (Some([30, 40, 4]), true, &[1, 3, 11, 14]),
+            (Some([30, 40_000, 3]), true, &[1, 3, 11, 14]),
+            (None, true, &[1, 3, 11, 14]),
+        ] {
+            let frame = subject.frame(sides, takes_pictures).unwrap();
+            assert_eq!(frame[0].shape(), expected, "{sides:?}");
+        }
+        if super::super::device::adapters().is_empty() {
+            return eprintln!("NOT TESTED: no GPU and nothing that plays one");
+        }
+        let picture = Some(([30, 40, 3], &meaning));
+        let workload = Workload { model: &model, input_shapes: &[], threads: 1, picture };
+        let tuning = tune(&workload, "digest", &clock(), Duration::from_secs(60)).unwrap();
+        assert_eq!(tuning.picture, Some([30, 40, 3]));
+    }
+
+    #[test]
     fn what_was_tuned_can_be_written_down_and_used() {
         if super::super::device::adapters().is_empty() {
             assert!(std::env::var("ANDON_TEST_GPU").is_err(), "no GPU and nothing that plays one");
             return eprintln!("NOT TESTED: no GPU and nothing that plays one");
         }
         let model = fixtures::model(fixtures::qdq_proto());
-        let tuning = tune(&model, &[], "digest", 1, &clock(), Duration::from_secs(60)).unwrap();
+        let workload = Workload { model: &model, input_shapes: &[], threads: 1, picture: None };
+        let tuning = tune(&workload, "digest", &clock(), Duration::from_secs(60)).unwrap();
         assert!(tuning.untuned.is_some() || !tuning.kernels.is_empty(), "{tuning:?}");
         for tuned in &tuning.kernels {
             let all = Choices::of(chosen().unwrap().get_info().device_type).tried(tuned.task);
