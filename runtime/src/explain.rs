@@ -69,7 +69,7 @@ impl Explanation {
         let mut shares = None;
         let (engine, summary) = match (&shapes, Isa::chosen()) {
             (Some(shapes), Ok(_)) if choice == EngineChoice::Gpu && is_float(graph) => {
-                match FloatGpu::chosen(graph, shapes, &wanted, None, (Precision::Single, 1)) {
+                match FloatGpu::chosen(graph, shapes, &wanted, (Precision::Single, 1), Extras::default()) {
                     Ok(gpu) => {
                         shares = Some(gpu.shares().to_vec());
                         (gpu.explain(), None)

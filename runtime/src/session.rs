@@ -9,7 +9,7 @@ use andon_protocol::release::Fit;
 
 use crate::{
     engine::{self, Clock, Engine, GuardEvent, GuardPolicy},
-    gpu::{PipelineCache, Tuning},
+    gpu::{AdapterKey, PipelineCache, Tuning},
     graph::ValueId,
     image::ImageLimits,
     model::{LoadError, Model},
@@ -70,6 +70,9 @@ pub struct SessionOptions {
     pub tuning: Option<Arc<Tuning>>,
     /// Where engine `gpu` finds kernels that a driver has compiled before, and leaves new ones.
     pub pipelines: Option<Arc<PipelineCache>>,
+    /// The GPU that engine `gpu` uses, through that driver and no other; without, the one that `ANDON_GPU` names, else the
+    /// best.
+    pub adapter: Option<AdapterKey>,
     /// How far engine `gpu` is trusted; without, its failures are the caller's.
     pub guarding: Option<Guarding>,
 }
@@ -122,6 +125,7 @@ impl Default for SessionOptions {
             pictures: None,
             tuning: None,
             pipelines: None,
+            adapter: None,
             guarding: None,
         }
     }
@@ -175,6 +179,7 @@ pub(crate) struct Request<'a> {
     pub(crate) pictures: Option<&'a Pictures>,
     pub(crate) tuning: Option<&'a Arc<Tuning>>,
     pub(crate) pipelines: Option<&'a Arc<PipelineCache>>,
+    pub(crate) adapter: Option<&'a AdapterKey>,
     pub(crate) guarding: Option<&'a Guarding>,
 }
 
@@ -239,6 +244,7 @@ impl Session {
             pictures: options.pictures.as_ref(),
             tuning: options.tuning.as_ref(),
             pipelines: options.pipelines.as_ref(),
+            adapter: options.adapter.as_ref(),
             guarding: options.guarding.as_ref(),
         };
         let engine = engine::build(options.engine, &request)?;

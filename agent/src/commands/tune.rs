@@ -50,8 +50,8 @@ pub(crate) fn run(args: &TuneArgs) -> anyhow::Result<()> {
     let budget = Duration::from_secs(args.seconds);
     let (input_shapes, picture) = frames(args, &model)?;
     let picture = picture.as_ref().map(|(sides, meaning)| (*sides, meaning));
-    let workload =
-        Workload { model: &model, input_shapes: &input_shapes, threads: args.threads.into(), picture };
+    let (model, input_shapes, threads) = (&model, &*input_shapes, args.threads.into());
+    let workload = Workload { model, input_shapes, threads, picture, adapter: None };
     let tuning = tune(&workload, &Digest::of(&bytes).to_string(), &clock, budget);
     let tuning = tuning.map_err(anyhow::Error::msg)?;
     let text = serde_json::to_string_pretty(&tuning)?;

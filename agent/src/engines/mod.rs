@@ -22,7 +22,7 @@ use std::{
 use andon_protocol::{Digest, tuf::UtcTime};
 use andon_runtime::{
     AdapterKey, EngineChoice, GoldenReport, GpuAdapter, GuardPolicy, Model, Pictures, PipelineCache, Tuning,
-    Workload, chosen_gpu, has_gpu_steps, tune,
+    Workload, chosen_gpu_but, has_gpu_steps, tune,
 };
 
 use crate::clock::Clock;
@@ -107,14 +107,13 @@ impl Engines {
     pub fn choose(&self, network: &Network) -> Choice {
         let looks = matches!(self.asked, EngineChoice::Auto | EngineChoice::Gpu);
         let computes = if looks { has_gpu_steps(&network.model, &network.input_shapes) } else { Ok(()) };
-        let gpu = match &computes {
-            Ok(()) if looks => self.look(),
-            _ => Err("no GPU that was looked for".into()),
-        };
         let model_name = network.name();
-        let (blocked, mut tuning) = match &gpu {
-            Ok(_) => (self.blocked(), self.notes.tuning(&model_name)),
-            Err(_) => (vec![], None),
+        let (gpu, blocked, mut tuning) = match &computes {
+            Ok(()) if looks => {
+                let blocked = self.blocked();
+                (self.look(&blocked), blocked, self.notes.tuning(&model_name))
+            }
+            _ => (Err("no GPU that was looked for".into()), vec![], None),
         };
         let decided = |tuning: Option<&Kept>| {
             decide(&Known {
@@ -191,13 +190,22 @@ impl Engines {
         Blocked { adapter: adapter.clone(), since, reason: short(reason) }
     }
 
-    fn look(&self) -> Result<Gpu, String> {
-        let found = in_time("gpu-look", ADAPTERS_WAIT, || {
-            chosen_gpu().map(|gpu| Gpu { key: gpu.key(), is_software: gpu.is_software() })
+    /// The best GPU whose driver is not blocked; a blocked one where there is nothing else but software.
+    fn look(&self, blocked: &[Blocked]) -> Result<Gpu, String> {
+        let blocked: Vec<AdapterKey> = blocked.iter().map(|blocked| blocked.adapter.clone()).collect();
+        let software_counts = self.software_counts;
+        let found = in_time("gpu-look", ADAPTERS_WAIT, move || {
+            let but = |without: &[AdapterKey]| {
+                let gpu = chosen_gpu_but(without)?;
+                Ok::<_, String>(Gpu { key: gpu.key(), is_software: gpu.is_software() && !software_counts })
+            };
+            let best = but(&[])?;
+            if !blocked.contains(&best.key) {
+                return Ok(best);
+            }
+            Ok(but(&blocked).ok().filter(|other| !other.is_software).unwrap_or(best))
         });
-        let found =
-            found.map_err(|why| if why.starts_with("no GPU") { why } else { format!("no GPU: {why}") })?;
-        Ok(Gpu { is_software: found.is_software && !self.software_counts, ..found })
+        found.map_err(|why| if why.starts_with("no GPU") { why } else { format!("no GPU: {why}") })
     }
 
     /// With the one that did not come to an end too often, if there is one.
@@ -217,11 +225,12 @@ impl Engines {
         self.try_out(&gpu.key, None);
         let clock = Arc::clone(&self.clock);
         let clock = andon_runtime::Clock::new(move || clock.elapsed());
-        let network = network.clone();
+        let (network, adapter) = (network.clone(), gpu.key.clone());
         let tuned = in_time("gpu-tune", TUNING_WAIT, move || {
             let Network { model, input_shapes, picture, .. } = &network;
             let picture = picture.as_ref().map(|(sides, meaning)| (*sides, meaning));
-            let workload = Workload { model, input_shapes, threads: THREADS, picture };
+            let workload =
+                Workload { model, input_shapes, threads: THREADS, picture, adapter: Some(&adapter) };
             Ok(tune(&workload, &name, &clock, TUNING_BUDGET))
         });
         match tuned {
@@ -263,12 +272,13 @@ impl Engines {
         let known: Vec<_> = earlier.into_iter().flat_map(shown).collect();
         let (clock, tuning) = (Arc::clone(&self.clock), tuning.cloned());
         let (model, shapes) = (network.model.clone(), network.input_shapes.clone());
+        let adapter = gpu.key.clone();
         let checked = in_time("gpu-check", CHECK_WAIT, move || {
             let now = || clock.elapsed();
             let compare = |gpu: GpuAdapter| {
                 gpu.check_network(&model, &shapes, tuning.as_ref(), &known, &now, CHECK_BUDGET)
             };
-            Ok(chosen_gpu().and_then(compare))
+            Ok(GpuAdapter::find(&adapter).and_then(compare))
         });
         let report = match checked {
             Ok(Ok(report)) => report,
@@ -365,7 +375,7 @@ mod tests {
 
     use andon_protocol::release::Fit;
     use andon_runtime::{
-        Limits,
+        Limits, chosen_gpu, gpus,
         onnx::{DataType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto},
     };
 
@@ -485,8 +495,7 @@ mod tests {
         let choice = choose(dir.path(), EngineChoice::Gpu, false);
         assert_eq!(choice.engine, EngineChoice::Auto);
         assert!(choice.why.contains("tried 3 times in vain, the last: the agent ended"), "{choice:?}");
-        // Nothing is measured either.
-        assert!(choose(dir.path(), EngineChoice::Auto, true).why.contains("is blocked since 2026-11-26"));
+        assert!(choose(dir.path(), EngineChoice::Gpu, false).why.contains("is blocked since 2026-11-26"));
         let notes = Notes::new(Arc::new(SystemDisk), dir.path());
         assert_eq!(notes.unblock().unwrap(), 1);
         for _ in 0..2 * TRIES_MAX {
@@ -496,6 +505,48 @@ mod tests {
             engines.tried();
         }
         assert_eq!(SystemDisk.list(&dir.path().join("tuning")).unwrap(), ["checked.json"]);
+    }
+
+    #[test]
+    fn where_a_driver_is_blocked_another_one_takes_its_place() {
+        if !can_test() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let block = |gpu: &GpuAdapter| {
+            let engines = engines(dir.path(), EngineChoice::Auto, true);
+            engines.block(engines.bad(&gpu.key(), "lost"));
+        };
+        let [first, rest @ ..] = &*gpus() else { panic!("there was one") };
+        block(first);
+        let Some(second) = rest.first() else {
+            return eprintln!("NOT TESTED: another driver than {}", decide::name(&first.key()));
+        };
+        let name = decide::name(&second.key());
+        let choice = choose(dir.path(), EngineChoice::Auto, true);
+        assert!(choice.why.starts_with(&format!("{name} took ")), "{choice:?}");
+        let choice = choose(dir.path(), EngineChoice::Gpu, true);
+        assert_eq!(choice.gpu.map(|gpu| gpu.key), Some(second.key()), "{}", choice.why);
+        // A session is on it, too, and software is no substitute for hardware.
+        let options = andon_runtime::SessionOptions {
+            engine: EngineChoice::Gpu,
+            adapter: Some(second.key()),
+            ..Default::default()
+        };
+        assert_eq!(andon_runtime::Session::new(&model(), &options).unwrap().engine(), "gpu");
+        let gone = AdapterKey { driver_info: "another".into(), ..second.key() };
+        let gone = andon_runtime::SessionOptions { adapter: Some(gone), ..options };
+        assert!(andon_runtime::Session::new(&model(), &gone).is_err());
+        if second.is_software() {
+            let why = choose(dir.path(), EngineChoice::Gpu, false).why;
+            assert!(
+                why.contains(&format!("the driver of {} is blocked", decide::name(&first.key()))),
+                "{why}"
+            );
+        }
+        rest.iter().for_each(block);
+        let why = choose(dir.path(), EngineChoice::Auto, true).why;
+        assert!(why.contains(&format!("the driver of {} is blocked", decide::name(&first.key()))), "{why}");
     }
 
     #[test]

@@ -67,7 +67,9 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     let clock = andon_runtime::Clock::new(move || clock.elapsed());
     let guarding = Some(Guarding { policy: engines.policy(gpu.as_ref()), clock });
     let kept = pipelines.clone();
-    let options = SessionOptions { engine, threads, tuning, pipelines, guarding, ..Default::default() };
+    let adapter = gpu.as_ref().map(|gpu| gpu.key.clone());
+    let options =
+        SessionOptions { engine, threads, tuning, pipelines, adapter, guarding, ..Default::default() };
     let classifier = Classifier::new(&model, &manifest, options).map_err(model_error)?;
     if gpu.is_some() {
         engines.tried();

@@ -261,6 +261,7 @@ mod tests {
                 let (shapes, outputs) = (model.shapes(&inputs).unwrap(), model.wanted());
                 f(&Request {
                     pipelines: None,
+                    adapter: None,
                     model: &model,
                     inputs: &inputs,
                     shapes: &shapes,

@@ -90,7 +90,7 @@ pub enum TimedBy {
 /// The engine asked for, or the first that does well by the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
     if choice == EngineChoice::Auto
-        && request.tuning.is_some_and(|tuning| gpu::wins(tuning))
+        && request.tuning.is_some_and(|tuning| gpu::wins(tuning, request.adapter))
         && let Ok(engine) = build(EngineChoice::Gpu, request)
     {
         return Ok(engine);
@@ -102,6 +102,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         let (threads, pinned, half) = (request.threads, request.pinned, request.half);
         let pictures = request.pictures.cloned();
         let (tuning, pipelines) = (request.tuning.cloned(), request.pipelines.cloned());
+        let adapter = request.adapter.cloned();
         let make = move || {
             let shapes = model.shapes(&inputs).map_err(|e| e.to_string())?;
             let (inputs, outputs) = (&inputs, &outputs);
@@ -116,6 +117,7 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
                 pictures: pictures.as_ref(),
                 tuning: tuning.as_ref(),
                 pipelines: pipelines.as_ref(),
+                adapter: adapter.as_ref(),
                 guarding: None,
             };
             build(EngineChoice::Gpu, &request).map_err(|e| e.to_string())
@@ -156,17 +158,21 @@ fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>,
         let tract = tract::Tract::new(graph, &dims, outputs);
         tract.map(|tract| Box::new(tract) as Box<dyn Engine>).map_err(|reason| failed("tract", reason))
     };
+    let extras = || gpu::Extras {
+        tuning: request.tuning.map(|t| &**t),
+        pictures,
+        pipelines: request.pipelines,
+        adapter: request.adapter,
+    };
     match choice {
         EngineChoice::Cpu => cpu(sketch()?),
         EngineChoice::Gpu if gpu::is_float(graph) => {
             let precision = if request.half { gpu::Precision::Half } else { gpu::Precision::Single };
-            let gpu = FloatGpu::chosen(graph, shapes, outputs, request.pipelines, (precision, threads));
+            let gpu = FloatGpu::chosen(graph, shapes, outputs, (precision, threads), extras());
             gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
         }
         EngineChoice::Gpu => {
-            let extras =
-                gpu::Extras { tuning: request.tuning.map(|t| &**t), pictures, pipelines: request.pipelines };
-            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads, extras);
+            let gpu = Gpu::chosen(graph, shapes, outputs, isa, threads, extras());
             let gpu = gpu.map(|gpu| gpu.pinned(request.pinned));
             gpu.map(|gpu| Box::new(gpu) as Box<dyn Engine>).map_err(|reason| failed("gpu", reason))
         }

@@ -14,7 +14,7 @@ use std::{
 
 use andon_shaders::{ENTRY_POINT, PARAMS_BYTES, Variant, binding};
 
-use super::{cache::PipelineCache, trusted};
+use super::{cache::PipelineCache, trusted, tune::AdapterKey};
 use crate::engine::guarded;
 
 /// Whether shaders check bounds on their own: ours are tested with checks, and run without.
@@ -59,23 +59,35 @@ fn adapters_of(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
     adapters
 }
 
-/// The adapter that the environment asks for, else the first.
-pub(crate) fn chosen() -> Result<wgpu::Adapter, String> {
+/// The one adapter and driver that is asked for, else the first that the environment names, else the first.
+pub(crate) fn chosen(asked: Option<&AdapterKey>) -> Result<wgpu::Adapter, String> {
+    if let Some(key) = asked {
+        let gone = || format!("no {} through {} any more, with that driver", key.name, key.backend);
+        return first(|adapter| AdapterKey::of(&adapter.get_info()) == *key).ok_or_else(gone);
+    }
+    best(&[])
+}
+
+/// The first that the environment names and that is none of these.
+pub(crate) fn best(without: &[AdapterKey]) -> Result<wgpu::Adapter, String> {
     let wanted = std::env::var(VARIABLE).unwrap_or_default().to_lowercase();
-    let fits = |adapter: &wgpu::Adapter| {
+    let found = first(|adapter| {
         let info = adapter.get_info();
         let text = format!("{}:{}", info.backend.to_str(), info.name).to_lowercase();
-        wanted.split(':').all(|part| text.contains(part))
-    };
+        wanted.split(':').all(|part| text.contains(part)) && !without.contains(&AdapterKey::of(&info))
+    });
+    let other = if without.is_empty() { "" } else { "other " };
+    found.ok_or_else(|| match &*wanted {
+        "" => format!("no {other}GPU that computes"),
+        wanted => format!("no {other}GPU that {VARIABLE}={wanted:?} fits"),
+    })
+}
+
+fn first(fits: impl Fn(&wgpu::Adapter) -> bool) -> Option<wgpu::Adapter> {
     // Where Vulkan has what is wanted in hardware, OpenGL's drivers need not be woken: they take long.
     let hard = |adapter: &wgpu::Adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu;
-    if let Some(adapter) = adapters_of(wgpu::Backends::VULKAN).into_iter().find(|a| hard(a) && fits(a)) {
-        return Ok(adapter);
-    }
-    adapters().into_iter().find(fits).ok_or_else(|| match &*wanted {
-        "" => "no GPU that computes".into(),
-        wanted => format!("no GPU that {VARIABLE}={wanted:?} fits"),
-    })
+    let found = adapters_of(wgpu::Backends::VULKAN).into_iter().find(|a| hard(a) && fits(a));
+    found.or_else(|| adapters().into_iter().find(fits))
 }
 
 /// The result of a future that needs no waking; wgpu's are ready at once where there is no browser.

@@ -38,7 +38,7 @@ use device::{Checks, Device, chosen};
 pub(crate) use fault::Fault;
 pub(crate) use float::{FloatGpu, Precision, Share, is_float};
 pub use golden::{Expected, GoldenReport, WrongCase};
-pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, gpus};
+pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, chosen_gpu_but, gpus};
 pub use tune::{AdapterKey, Tuned, Tuning, Workload, has_gpu_steps, tune};
 
 use std::{
@@ -87,10 +87,12 @@ pub(crate) struct Extras<'a> {
     /// The first input may be a picture, if all that reads it can take one.
     pub(crate) pictures: Option<&'a Pictures>,
     pub(crate) pipelines: Option<&'a Arc<PipelineCache>>,
+    /// The GPU; else the one that the environment names, else the best.
+    pub(crate) adapter: Option<&'a AdapterKey>,
 }
 
 impl Gpu {
-    /// On the adapter that the environment names, else on the best; a tuning counts if it is of that one.
+    /// A tuning counts if it is of the adapter that is used.
     pub(crate) fn chosen(
         graph: &Graph,
         shapes: &Shapes,
@@ -99,7 +101,7 @@ impl Gpu {
         threads: usize,
         extras: Extras<'_>,
     ) -> Result<Self, String> {
-        let Extras { tuning, pictures, pipelines } = extras;
+        let Extras { tuning, pictures, pipelines, adapter: asked } = extras;
         // Drivers are not ours.
         guarded(|| {
             let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
@@ -110,7 +112,7 @@ impl Gpu {
             let (device, draft) = thread::scope(|scope| {
                 let device = scope.spawn(|| {
                     guarded(|| {
-                        let adapter = chosen()?;
+                        let adapter = chosen(asked)?;
                         // Whoever waits has given up if this fails.
                         found.send(adapter.get_info()).ok();
                         drop(found);
@@ -310,6 +312,6 @@ impl Engine for Gpu {
 }
 
 /// Whether a tuning is of the GPU that would be used, and found it faster.
-pub(crate) fn wins(tuning: &Tuning) -> bool {
-    tuning.engine == "gpu" && guarded(|| Ok(tuning.fits(&chosen()?.get_info()))).unwrap_or(false)
+pub(crate) fn wins(tuning: &Tuning, adapter: Option<&AdapterKey>) -> bool {
+    tuning.engine == "gpu" && guarded(|| Ok(tuning.fits(&chosen(adapter)?.get_info()))).unwrap_or(false)
 }

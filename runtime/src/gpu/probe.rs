@@ -5,7 +5,7 @@ use std::time::Duration;
 use andon_shaders::{Limits, PARAMS_BYTES, Probe, Variant};
 
 use super::{
-    device::{Checks, Device, Scope, adapters, chosen},
+    device::{Checks, Device, Scope, adapters, best, chosen},
     fault::Fault,
     golden::{self, GoldenReport},
     transfer::{Flight, WAIT_MAX},
@@ -59,10 +59,20 @@ pub fn gpus() -> Vec<GpuAdapter> {
 
 /// The one that the engine `gpu` would take.
 pub fn chosen_gpu() -> Result<GpuAdapter, String> {
-    guarded(|| chosen().map(GpuAdapter::new))
+    chosen_gpu_but(&[])
+}
+
+/// The one that it would take if there were none of these.
+pub fn chosen_gpu_but(without: &[AdapterKey]) -> Result<GpuAdapter, String> {
+    guarded(|| best(without).map(GpuAdapter::new))
 }
 
 impl GpuAdapter {
+    /// The one that is meant, with the same driver.
+    pub fn find(key: &AdapterKey) -> Result<Self, String> {
+        guarded(|| chosen(Some(key)).map(Self::new))
+    }
+
     fn new(adapter: wgpu::Adapter) -> Self {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         let known = [

@@ -124,6 +124,8 @@ pub struct Workload<'a> {
     /// Height, width and channels of a camera's pictures, and what they mean to the network. Without, a frame is what the
     /// network's inputs are.
     pub picture: Option<([usize; 3], &'a Pictures)>,
+    /// The GPU; without, the one that `ANDON_GPU` names, else the best.
+    pub adapter: Option<&'a AdapterKey>,
 }
 
 /// A network whose engine is to be chosen.
@@ -148,14 +150,14 @@ pub fn has_gpu_steps(model: &Model, input_shapes: &[(String, Vec<usize>)]) -> Re
     Err(sketch.first_refusal().unwrap_or_else(|| "there is nothing to compute".into()))
 }
 
-/// Measures for at most `budget`, and a little more, on the adapter that would be used. `model_name` is written down.
+/// Measures for at most `budget`, and a little more. `model_name` is written down.
 pub fn tune(
     workload: &Workload<'_>,
     model_name: &str,
     clock: &Clock,
     budget: Duration,
 ) -> Result<Tuning, String> {
-    let Workload { model, input_shapes, threads, picture } = *workload;
+    let Workload { model, input_shapes, threads, picture, adapter } = *workload;
     guarded(|| {
         let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
         let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
@@ -167,7 +169,7 @@ pub fn tune(
         let subject =
             Subject { graph: model.graph(), shapes: &shapes, outputs: &outputs, threads, pictures, inputs };
         let end = clock.now() + budget;
-        let device = Device::new(&chosen()?, Checks::Off)?;
+        let device = Device::new(&chosen(adapter)?, Checks::Off)?;
         let adapter = AdapterKey::of(&device.info);
         let mut choices = Choices::of(device.info.device_type);
         let ((device, cpu), found) = subject.kernels(device, &choices, &|| clock.now() < end)?;
@@ -376,7 +378,7 @@ mod tests {
             return eprintln!("NOT TESTED: no GPU and nothing that plays one");
         }
         let picture = Some(([30, 40, 3], &meaning));
-        let workload = Workload { model: &model, input_shapes: &[], threads: 1, picture };
+        let workload = Workload { model: &model, input_shapes: &[], threads: 1, picture, adapter: None };
         let tuning = tune(&workload, "digest", &clock(), Duration::from_secs(60)).unwrap();
         assert_eq!(tuning.picture, Some([30, 40, 3]));
     }
@@ -388,11 +390,12 @@ mod tests {
             return eprintln!("NOT TESTED: no GPU and nothing that plays one");
         }
         let model = fixtures::model(fixtures::qdq_proto());
-        let workload = Workload { model: &model, input_shapes: &[], threads: 1, picture: None };
+        let workload =
+            Workload { model: &model, input_shapes: &[], threads: 1, picture: None, adapter: None };
         let tuning = tune(&workload, "digest", &clock(), Duration::from_secs(60)).unwrap();
         assert!(tuning.untuned.is_some() || !tuning.kernels.is_empty(), "{tuning:?}");
         for tuned in &tuning.kernels {
-            let all = Choices::of(chosen().unwrap().get_info().device_type).tried(tuned.task);
+            let all = Choices::of(chosen(None).unwrap().get_info().device_type).tried(tuned.task);
             // Without measuring, one that is not worth it may be what is there already.
             assert!((all.len()..=all.len() + 1).contains(&tuned.tried), "{tuned:?}");
             assert!(tuned.task.variants().contains(&tuned.variant));

@@ -17,7 +17,6 @@ mod tests;
 use std::{
     collections::{HashMap, HashSet},
     ops::Range,
-    sync::Arc,
 };
 
 use andon_shaders::{Limits, Variant};
@@ -27,7 +26,7 @@ pub(crate) use lower::Share;
 use lower::{Lowering, ZEROS};
 
 use super::{
-    CHECKS, PipelineCache,
+    CHECKS, Extras,
     choice::Choices,
     device::{Checks, Device, Scope, chosen},
     fault::Fault,
@@ -229,19 +228,20 @@ pub(crate) fn is_float(graph: &Graph) -> bool {
 }
 
 impl FloatGpu {
-    /// On the adapter that the environment names, else on the best.
+    /// What is known of tuning and pictures is for networks of int8.
     pub(crate) fn chosen(
         graph: &Graph,
         shapes: &Shapes,
         outputs: &[ValueId],
-        pipelines: Option<&Arc<PipelineCache>>,
         (precision, threads): (Precision, usize),
+        extras: Extras<'_>,
     ) -> Result<Self, String> {
+        let Extras { pipelines, adapter: asked, .. } = extras;
         guarded(|| {
             let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
             let fault = Fault::asked()?;
             fault.map_or(Ok(()), Fault::adapter)?;
-            let adapter = chosen()?;
+            let adapter = chosen(asked)?;
             let choices = Choices::of(adapter.get_info().device_type);
             // What is refused needs no device.
             let network = Network::new(graph, shapes, outputs, &choices, precision)?;
