@@ -182,6 +182,7 @@ pub(super) fn tile(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor
     }
     let dims: Option<Vec<usize>> = x.shape().iter().zip(&repeats).map(|(d, r)| d.checked_mul(*r)).collect();
     let dims = dims.ok_or("a size that overflows")?;
+    size(&dims)?;
     let along: Vec<Vec<usize>> =
         x.shape().iter().zip(&dims).map(|(d, n)| (0..*n).map(|i| i % d).collect()).collect();
     gathered(call, x, &along).map(|t| vec![t])

@@ -205,11 +205,15 @@ fn axis(axis: i64, rank: usize) -> Result<usize, String> {
     inside.ok_or_else(|| format!("axis {axis} of a tensor of rank {rank}"))
 }
 
-/// Elements of a tensor of that shape; refuses what no honest network asks for.
+/// Elements of a tensor of that shape; refuses what no honest network asks for, be it beside a dimension of none.
 fn size(dims: &[usize]) -> Result<usize, String> {
     const ELEMENTS_MAX: usize = 128 << 20;
-    let elements = dims.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-    elements.filter(|n| *n <= ELEMENTS_MAX).ok_or_else(|| format!("shape {dims:?} has too many elements"))
+    let bound = dims.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)));
+    let elements = dims.iter().product();
+    bound
+        .filter(|n| *n <= ELEMENTS_MAX)
+        .map(|_| elements)
+        .ok_or_else(|| format!("shape {dims:?} has too many elements"))
 }
 
 fn tensor(dims: Vec<usize>, data: Data) -> Result<Tensor, String> {

@@ -5,6 +5,7 @@
 //! operators that vision networks are made of; for others it falls back to what the file declares, or knows nothing,
 //! which is no error. It is one when an operator it knows cannot work on what it is given.
 
+mod refusals;
 mod rules;
 mod sizes;
 mod window;
@@ -100,14 +101,6 @@ pub fn infer(
                 shapes.types[output.index()] = Some(known);
             }
         }
-        if let Some(values) = fold(graph, &shapes, id) {
-            for (output, value) in node.outputs.iter().zip(values) {
-                let Some(output) = output else { continue };
-                shapes.dims[output.index()] = Some(value.shape().to_vec());
-                shapes.folded.insert(*output, value.to_proto(&graph.value(*output).name));
-            }
-            continue;
-        }
         let outputs = rule(graph, &shapes, id)?;
         for (output, dims) in node.outputs.iter().zip(outputs) {
             let (Some(output), Some(dims)) = (output, dims) else { continue };
@@ -119,6 +112,12 @@ pub fn infer(
                 return Err(mismatch(graph, id, expected, format!("{dims:?}")));
             }
             shapes.dims[output.index()] = Some(dims);
+        }
+        // What is too large was refused by now.
+        for (output, value) in node.outputs.iter().zip(fold(graph, &shapes, id).unwrap_or_default()) {
+            let Some(output) = output else { continue };
+            shapes.dims[output.index()] = Some(value.shape().to_vec());
+            shapes.folded.insert(*output, value.to_proto(&graph.value(*output).name));
         }
     }
     Ok(shapes)
@@ -148,7 +147,9 @@ fn fold(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<Vec<Tensor>> {
     let (node, proto) = (graph.node(id), graph.proto(id));
     // A dequantised constant is more than its values, and weights of products are not folded ones.
     let never = matches!(&*proto.op_type, "DequantizeLinear" | "Conv" | "MatMul" | "Gemm");
-    if never || (proto.op_type == "Constant" && proto.tensor("value").is_some()) {
+    let small = |output: &ValueId| shapes.elements(*output).is_none_or(|n| n <= ELEMENTS_MAX);
+    let is_stored = proto.op_type == "Constant" && proto.tensor("value").is_some();
+    if never || is_stored || !node.outputs.iter().flatten().all(small) {
         return None;
     }
     let call = plain::Call::of(graph, id)?;
@@ -281,6 +282,61 @@ mod tests {
             assert_eq!(check(proto, &dims, ints), Ok(Some(expected.to_vec())), "{text}");
         }
         assert_eq!(check(op("SomethingNew"), &[&[1, 2]], None), Ok(None));
+    }
+
+    /// What other engines follow without end, or into memory that is not there.
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        const HUGE: i64 = i32::MAX as i64;
+        let pool = || op("MaxPool").with_string("auto_pad", "SAME_UPPER");
+        let turned = || op("ConvTranspose").with_ints("kernel_shape", &[2, 2]);
+        let kept =
+            |policy| op("Resize").with_ints("axes", &[0, 1]).with_string("keep_aspect_ratio_policy", policy);
+        let (image, filters): (&[usize], &[usize]) = (&[1, 1, 3, 3], &[1, 1, 2, 2]);
+        type Case<'a> = (NodeProto, Vec<&'a [usize]>, Option<&'a [i64]>);
+        let cases: Vec<Case<'_>> = vec![
+            (op("Transpose").with_ints("perm", &[0, 2, 3, 3]), vec![&[2, 4, 3, 8]], None),
+            (op("Transpose").with_ints("perm", &[0, 1]), vec![&[2, 4, 3, 8]], None),
+            (op("Transpose").with_ints("perm", &[]), vec![&[2]], None),
+            (op("OneHot").with_int("axis", HUGE), vec![&[3]], Some(&[4])),
+            (op("OneHot").with_int("axis", -3), vec![&[3]], Some(&[4])),
+            (op("Softmax").with_int("axis", 1), vec![&[3]], None),
+            (op("DFT").with_int("axis", 1), vec![&[]], None),
+            // A length that is no number.
+            (op("DFT"), vec![&[1, 4, 1]], Some(&[])),
+            (op("CumSum"), vec![&[4]], Some(&[])),
+            (op("TopK"), vec![&[4]], Some(&[HUGE])),
+            (op("TopK"), vec![&[4]], Some(&[-1])),
+            (pool().with_ints("kernel_shape", &[1 << 20, 1 << 20]), vec![image], None),
+            (pool().with_ints("kernel_shape", &[1000, 1000]), vec![&[1, 1, 90, 90]], None),
+            (turned().with_ints("dilations", &[HUGE, 2]), vec![image, filters], None),
+            (turned().with_ints("strides", &[HUGE, 2]), vec![image, filters], None),
+            (turned().with_ints("pads", &[5, 5, 5, 5]), vec![image, filters], None),
+            (op("Pad"), vec![&[4, 4]], Some(&[0, 1 << 40, 0, 0])),
+            (op("Tile"), vec![&[2, 2]], Some(&[i64::MAX, i64::MAX])),
+            (kept("not_larger"), vec![&[3, 3], &[], &[]], Some(&[1 << 20, 1 << 20])),
+            (kept("not_smaller"), vec![&[3, 3], &[], &[]], Some(&[1 << 30, 1])),
+        ];
+        for (proto, dims, ints) in cases {
+            let text = format!("{} on {dims:?}", proto.op_type);
+            let why = check(proto.clone(), &dims, ints).expect_err(&text);
+            assert!(why.contains(&format!("({}): expected ", proto.op_type)), "{why}");
+        }
+        let pool = |name: &str, side| op(name).with_ints("kernel_shape", &[side, side]);
+        type Fine<'a> = (NodeProto, Vec<&'a [usize]>, Option<&'a [i64]>, &'a [usize]);
+        let fine: Vec<Fine<'_>> = vec![
+            (kept("not_larger"), vec![&[4, 2], &[], &[]], Some(&[10, 10]), &[10, 5]),
+            (kept("not_smaller"), vec![&[4, 2], &[], &[]], Some(&[10, 10]), &[20, 10]),
+            (op("TopK").with_int("axis", 0), vec![&[4, 2]], Some(&[3]), &[3, 2]),
+            (op("OneHot").with_int("axis", -3), vec![&[4, 2]], Some(&[3]), &[3, 4, 2]),
+            (pool("MaxPool", 3), vec![&[1, 1, 5, 5]], None, &[1, 1, 3, 3]),
+            // Over all of a large image.
+            (pool("AveragePool", 512), vec![&[1, 3, 512, 512]], None, &[1, 3, 1, 1]),
+        ];
+        for (proto, dims, ints, expected) in fine {
+            let text = format!("{} on {dims:?}", proto.op_type);
+            assert_eq!(check(proto, &dims, ints), Ok(Some(expected.to_vec())), "{text}");
+        }
     }
 
     #[test]

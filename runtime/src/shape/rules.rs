@@ -2,6 +2,7 @@
 
 use super::{
     Shape, ShapeMismatch, Shapes,
+    refusals::refuse,
     sizes::{
         axis, broadcast, concat, constant_ints, flatten, made, matmul, reshape, resize, sizes, slice_along,
         transposed,
@@ -117,12 +118,6 @@ fn keeps_shape(operator: &str) -> bool {
     )
 }
 
-/// Whether `axis` is a dimension of the first input, whatever else there is.
-fn counts_dimensions(operator: &str) -> bool {
-    // The first two look at it only where there is more than one scale; the others add dimensions.
-    !matches!(operator, "QuantizeLinear" | "DequantizeLinear" | "OneHot" | "ConcatFromSequence" | "Unsqueeze")
-}
-
 /// Shapes of a node's outputs; shorter than the outputs where nothing is known.
 pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Shape>, ShapeMismatch> {
     let (node, proto) = (graph.node(id), graph.proto(id));
@@ -134,30 +129,11 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
         Some(_) => constant_ints(graph, shapes, node.inputs.get(i)),
         None => proto.ints(name).map(<[i64]>::to_vec),
     };
+    refuse(graph, shapes, id)?;
     if let Some(dims) = made(graph, shapes, id) {
         return one(Some(dims));
     }
-    // tract counts how many states are left, without end where that is below none.
-    let scanned = proto.int("num_scan_inputs").filter(|_| proto.op_type == "Scan");
-    if let Some(scanned) = scanned.filter(|n| !(1..=node.inputs.len() as i64).contains(n)) {
-        return Err(fail("at most as many scanned inputs as there are inputs", scanned.to_string()));
-    }
-    // And how many outputs are left.
-    let body = proto.attribute("body").and_then(|body| body.g.as_ref());
-    if let (Some(scanned), Some(body)) = (scanned.filter(|_| graph.opset() >= 9), body) {
-        let states = node.inputs.len() - scanned as usize;
-        if body.output.len() < states {
-            let expected = format!("a body that gives at least its {states} states");
-            return Err(fail(&expected, format!("one of {} outputs", body.output.len())));
-        }
-    }
     let Some(first) = input(0) else { return Ok(vec![]) };
-    // An engine that takes one from outside for a place goes on without end.
-    let rank = first.len().max(1) as i64;
-    let outside = |axis: &i64| !(-rank..=rank).contains(axis);
-    if let Some(axis) = proto.int("axis").filter(outside).filter(|_| counts_dimensions(&proto.op_type)) {
-        return Err(fail(&format!("an axis of {first:?}"), axis.to_string()));
-    }
     match proto.op_type.as_str() {
         op if keeps_shape(op) => one(Some(first.to_vec())),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" | "Sum" | "Mean" => {
@@ -264,19 +240,6 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             one(squeezed(first, axes.as_deref()).ok())
         }
         "Unsqueeze" => one(list(1, "axes").and_then(|axes| unsqueezed(first, &axes).ok())),
-        // tract counts the dimensions that are left, without end where that is below none.
-        "GatherND" | "ScatterND" => {
-            let batch = proto.int("batch_dims").unwrap_or(0);
-            let left = usize::try_from(batch).ok().and_then(|batch| first.len().checked_sub(batch));
-            match (input(1), left) {
-                (Some([]), _) => Err(fail("indices in rows", "a scalar".into())),
-                (_, None) => Err(fail("as many batch_dims as there are dimensions", batch.to_string())),
-                (Some([.., length]), Some(left)) if *length > left => {
-                    Err(fail("indices of at most as many dimensions as there are", length.to_string()))
-                }
-                _ => Ok(vec![]),
-            }
-        }
         "Gather" => {
             let d = axis(proto.int("axis").unwrap_or(0), first.len());
             one(d.zip(input(1)).map(|(d, indices)| [&first[..d], indices, &first[d + 1..]].concat()))
@@ -305,16 +268,32 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             one(Some((0..first.len()).filter_map(dim).collect()))
         }
         "Pad" => {
-            let Some(pads) = list(1, "pads").filter(|_| node.inputs.get(3).copied().flatten().is_none())
-            else {
-                return Ok(vec![]);
+            let axes = match node.inputs.get(3).copied().flatten() {
+                Some(_) => constant_ints(graph, shapes, node.inputs.get(3)),
+                None => Some((0..first.len() as i64).collect()),
             };
-            let rank = first.len();
-            let dim = |d: usize| {
-                let pads = pads.get(d)?.checked_add(*pads.get(d + rank)?)?;
-                usize::try_from(pads.checked_add(first[d] as i64)?).ok()
+            let Some((pads, axes)) = list(1, "pads").zip(axes) else { return Ok(vec![]) };
+            let mut dims = first.to_vec();
+            let mut pad = |(at, d): (usize, i64)| {
+                let pads = pads.get(at)?.checked_add(*pads.get(at + axes.len())?)?;
+                let d = axis(d, dims.len())?;
+                dims[d] = usize::try_from(pads.checked_add(dims[d] as i64)?).ok()?;
+                Some(())
             };
-            one((0..rank).map(dim).collect())
+            let all = axes.iter().copied().enumerate().try_for_each(&mut pad);
+            one(all.map(|()| dims))
+        }
+        "TopK" => {
+            let k = match node.inputs.get(1).copied().flatten() {
+                Some(_) => constant_ints(graph, shapes, node.inputs.get(1)).and_then(|k| k.first().copied()),
+                None => proto.int("k"),
+            };
+            let d = axis(proto.int("axis").unwrap_or(-1), first.len());
+            let Some((k, d)) = k.zip(d) else { return Ok(vec![]) };
+            let k = usize::try_from(k).ok().filter(|k| *k <= first[d]);
+            let k = k.ok_or_else(|| fail("a k of at most what there is", format!("of {first:?}")))?;
+            let dims = [&first[..d], &[k], &first[d + 1..]].concat();
+            Ok(vec![Some(dims.clone()), Some(dims)])
         }
         "Resize" | "Upsample" => one(resize(graph, shapes, id, first)),
         "DepthToSpace" => {

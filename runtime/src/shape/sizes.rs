@@ -131,11 +131,17 @@ pub(super) fn resize(graph: &Graph, shapes: &Shapes, id: NodeId, first: &[usize]
     };
     let mut dims = first.to_vec();
     if let Some(to) = input(3).and_then(|_| constant_ints(graph, shapes, node.inputs.get(3))) {
-        if proto.string("keep_aspect_ratio_policy").unwrap_or("stretch") != "stretch" {
-            return None;
-        }
-        for (d, to) in axes.iter().zip(&to) {
-            *dims.get_mut(*d)? = usize::try_from(*to).unwrap_or(BEYOND);
+        let wanted = axes.iter().zip(&to).map(|(d, to)| (*d, usize::try_from(*to).unwrap_or(BEYOND)));
+        let scales = wanted.clone().map(|(d, to)| to as f64 / first[d] as f64);
+        // All dimensions by the same factor, or each to its own size.
+        let factor = match proto.string("keep_aspect_ratio_policy").unwrap_or("stretch") {
+            "not_larger" => scales.reduce(f64::min),
+            "not_smaller" => scales.reduce(f64::max),
+            _ => None,
+        };
+        for (d, to) in wanted {
+            let scaled = factor.map(|factor| (first[d] as f64 * factor + 0.5).floor() as usize);
+            *dims.get_mut(d)? = scaled.unwrap_or(to);
         }
         return (axes.len() == to.len()).then_some(dims);
     }

@@ -3,12 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: a missing value is the failure")]
 
+#[path = "../../../fuzz/targets/attempt.rs"]
+mod attempt;
 mod case;
 mod expectations;
 mod findings;
 mod graph;
+mod hostile;
 mod light;
 mod node;
+#[path = "../../../fuzz/targets/panics.rs"]
+mod panics;
 mod random;
 
 use std::{
