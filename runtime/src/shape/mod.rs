@@ -305,6 +305,8 @@ mod tests {
             // A length that is no number.
             (op("DFT"), vec![&[1, 4, 1]], Some(&[])),
             (op("CumSum"), vec![&[4]], Some(&[])),
+            (op("QLinearMatMul"), vec![&[2, 2], &[0]], None),
+            (op("LayerNormalization"), vec![&[], &[]], None),
             (op("TopK"), vec![&[4]], Some(&[HUGE])),
             (op("TopK"), vec![&[4]], Some(&[-1])),
             (pool().with_ints("kernel_shape", &[1 << 20, 1 << 20]), vec![image], None),

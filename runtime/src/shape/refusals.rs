@@ -26,8 +26,8 @@ pub(super) fn refuse(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<(), S
     let fail = |expected: &str, actual: String| Err(mismatch(graph, id, expected.into(), actual));
     for at in scalars(&proto.op_type) {
         // Read without a look at its size.
-        if input(*at).is_some_and(|dims| dims.contains(&0)) {
-            return fail(&format!("a number as input {at}"), "none".into());
+        if let Some(dims) = input(*at).filter(|dims| dims.contains(&0)) {
+            return fail(&format!("a number as input {at}"), format!("none, {dims:?}"));
         }
     }
     if proto.op_type == "Scan" {
@@ -58,6 +58,10 @@ pub(super) fn refuse(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<(), S
         }
     }
     let Some(first) = input(0) else { return Ok(()) };
+    // Whose axis is some dimension even where they do not say which.
+    if first.is_empty() && has_dimensions(&proto.op_type) {
+        return fail("an input that has dimensions", "a scalar".into());
+    }
     // An engine that takes one from outside for a place goes on without end.
     if let Some((at, places)) = proto.int("axis").zip(places(&proto.op_type, first.len()))
         && !places.contains(&at)
@@ -110,7 +114,7 @@ pub(super) fn refuse(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<(), S
     Ok(())
 }
 
-/// Inputs that are one number each, by their index.
+/// Inputs that have one number at least, by their index.
 fn scalars(operator: &str) -> &'static [usize] {
     match operator {
         "BlackmanWindow" | "HammingWindow" | "HannWindow" | "If" => &[0],
@@ -118,12 +122,57 @@ fn scalars(operator: &str) -> &'static [usize] {
         "Clip" | "DFT" | "Dropout" => &[1, 2],
         "Loop" => &[0, 1],
         "MelWeightMatrix" => &[0, 1, 2, 3, 4],
+        "ConvInteger" | "MatMulInteger" => &[2, 3],
+        "DequantizeLinear" | "QuantizeLinear" => &[1, 2],
+        "QLinearConv" | "QLinearMatMul" => &[1, 2, 4, 5, 6, 7],
         "NonMaxSuppression" => &[2, 3, 4],
         "Pad" => &[2],
         "Range" => &[0, 1, 2],
         "STFT" => &[1, 3],
         _ => &[],
     }
+}
+
+fn has_dimensions(operator: &str) -> bool {
+    matches!(
+        operator,
+        "AveragePool"
+            | "BatchNormalization"
+            | "Compress"
+            | "Concat"
+            | "Conv"
+            | "ConvInteger"
+            | "ConvTranspose"
+            | "CumSum"
+            | "DepthToSpace"
+            | "Gather"
+            | "GatherElements"
+            | "GatherND"
+            | "GlobalAveragePool"
+            | "GlobalLpPool"
+            | "GlobalMaxPool"
+            | "GroupNormalization"
+            | "Hardmax"
+            | "InstanceNormalization"
+            | "LRN"
+            | "LayerNormalization"
+            | "LpNormalization"
+            | "LpPool"
+            | "MatMul"
+            | "MatMulInteger"
+            | "MaxPool"
+            | "MaxUnpool"
+            | "MeanVarianceNormalization"
+            | "QLinearConv"
+            | "QLinearMatMul"
+            | "RMSNormalization"
+            | "ReverseSequence"
+            | "ScatterElements"
+            | "ScatterND"
+            | "SpaceToDepth"
+            | "Split"
+            | "TopK"
+    )
 }
 
 fn is_window(operator: &str) -> bool {
