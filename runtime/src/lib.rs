@@ -26,7 +26,7 @@ pub mod shape;
 mod tensor;
 
 pub use classifier::{Classifier, ClassifierSpec, Judgement, softmax};
-pub use engine::{Clock, Failure, GuardEvent, GuardPolicy, StepTime, TimedBy};
+pub use engine::{Busy, Clock, Failure, GuardEvent, GuardPolicy, StepTime, TimedBy};
 pub use explain::{Explanation, PlanStep, Row};
 pub use gpu::{
     AdapterKey, Expected, GoldenReport, GpuAdapter, GpuPeaks, PipelineCache, Task, Tuned, Tuning, Variant,

@@ -283,13 +283,25 @@ impl Session {
     pub fn run_next(&mut self, inputs: Option<&[(&str, Tensor)]>) -> Result<Option<Outputs>, RunError> {
         let engine = self.engine.name();
         let failed = |reason| RunError::Engine { model: self.model.clone(), engine, reason };
+        // Inputs that do not fit cost no frame.
+        let ordered = inputs.map(|inputs| self.checked(inputs)).transpose()?;
         let before = std::mem::take(&mut self.ahead);
-        if let Some(inputs) = inputs {
-            let ordered = self.checked(inputs)?;
-            self.ahead = match self.engine.begin(&ordered).map_err(failed)? {
-                true => Ahead::Begun,
-                false => Ahead::Done(self.engine.run(&ordered).map_err(failed)?),
+        if let Some(ordered) = ordered {
+            let next = match self.engine.begin(&ordered) {
+                Ok(true) => Ok(Ahead::Begun),
+                Ok(false) => self.engine.run(&ordered).map(Ahead::Done),
+                Err(reason) => Err(reason),
             };
+            match next {
+                Ok(next) => self.ahead = next,
+                Err(reason) => {
+                    // What has begun is not to be taken for the outputs of a later frame.
+                    if matches!(before, Ahead::Begun) {
+                        drop(self.engine.finish());
+                    }
+                    return Err(failed(reason));
+                }
+            }
         }
         let tensors = match before {
             Ahead::Nothing => return Ok(None),
@@ -340,7 +352,12 @@ impl Session {
         let ordered = self.checked(inputs)?;
         let engine = self.engine.name();
         let failed = |reason| RunError::Engine { model: self.model.clone(), engine, reason };
-        let tensors = self.engine.run_watched(&ordered, after).map_err(failed)?;
+        let tensors = self.engine.run_watched(&ordered, after).map_err(failed);
+        // A run of a stream that has begun is lost: an engine lands it before it begins another.
+        if matches!(self.ahead, Ahead::Begun) {
+            self.ahead = Ahead::Nothing;
+        }
+        let tensors = tensors?;
         Ok(Outputs(self.outputs.iter().cloned().zip(tensors).collect()))
     }
 
@@ -387,7 +404,7 @@ fn is_of(data: &Data, expected: DataType) -> bool {
 
 /// Constants once as loaded and once packed, and the largest sum of values alive at one time, taken as four bytes an
 /// element. Values of unknown shape are not counted: a bound for honest models, not a proof against hostile ones.
-fn memory_estimate(model: &Model, shapes: &Shapes) -> u64 {
+pub(crate) fn memory_estimate(model: &Model, shapes: &Shapes) -> u64 {
     let graph = model.graph();
     let bytes = |id: ValueId| shapes.elements(id).unwrap_or(0) as u64 * 4;
     let mut left: Vec<u32> = graph.values().map(|id| graph.value(id).readers).collect();

@@ -21,8 +21,8 @@ use std::{
 
 use andon_protocol::{Digest, tuf::UtcTime};
 use andon_runtime::{
-    AdapterKey, EngineChoice, GoldenReport, GpuAdapter, GuardPolicy, Model, Pictures, PipelineCache, Tuning,
-    Workload, chosen_gpu_but, has_gpu_steps, tune,
+    AdapterKey, Busy, EngineChoice, GoldenReport, GpuAdapter, GuardPolicy, Model, Pictures, PipelineCache,
+    Tuning, Workload, chosen_gpu_but, has_gpu_steps, tune,
 };
 
 use crate::clock::Clock;
@@ -51,6 +51,8 @@ pub struct Engines {
     clock: Arc<dyn Clock>,
     /// Capture to verdict.
     deadline: Duration,
+    /// Set while a GPU is measured or compared: whatever runs on it meanwhile is slower.
+    busy: Busy,
     /// For tests: software is measured and chosen like hardware.
     software_counts: bool,
 }
@@ -89,17 +91,18 @@ pub struct Choice {
 
 impl Engines {
     pub fn new(asked: EngineChoice, notes: Notes, clock: Arc<dyn Clock>, deadline: Duration) -> Self {
-        Self { asked, notes, clock, deadline, software_counts: false }
+        Self { asked, notes, clock, deadline, busy: Busy::default(), software_counts: false }
     }
 
     /// How far a GPU is trusted: a run that is late leaves the CPU half of the deadline.
     pub fn policy(&self, gpu: Option<&Gpu>) -> GuardPolicy {
-        let most_wait = self.deadline / 2;
+        let (most_wait, busy) = (self.deadline / 2, self.busy.clone());
         if gpu.is_some_and(|gpu| gpu.is_software) {
             // It shares its processors with everything else: what is late there is no sign of a bad driver.
-            return GuardPolicy { least_wait: most_wait, most_wait, good_runs: 20, ..Default::default() };
+            let least_wait = most_wait;
+            return GuardPolicy { least_wait, most_wait, good_runs: 20, busy, ..Default::default() };
         }
-        GuardPolicy { most_wait, ..Default::default() }
+        GuardPolicy { most_wait, busy, ..Default::default() }
     }
 
     /// Takes up to [`TUNING_WAIT`] and more, where a GPU was not measured yet: seconds in most cases. Where it is the GPU, the
@@ -128,6 +131,7 @@ impl Engines {
                 picture: network.picture.as_ref().map(|(sides, _)| *sides),
             })
         };
+        let working = Working::on(&self.busy);
         let mut decision = decided(tuning.as_ref());
         if let (Decision::Measure, Ok(gpu)) = (&decision, &gpu) {
             decision = match self.measure(gpu, network) {
@@ -152,12 +156,13 @@ impl Engines {
             },
             _ => (engine, why),
         };
+        drop(working);
         let gpu = gpu.ok().filter(|_| engine == EngineChoice::Gpu);
-        if let Some(gpu) = &gpu {
-            self.try_out(&gpu.key, None);
-        }
+        let tries = gpu.as_ref().map_or(0, |gpu| self.try_out(&gpu.key, None));
         let tuning = tuning.filter(|_| gpu.is_some()).map(|kept| Arc::new(kept.tuning));
-        let pipelines = gpu.as_ref().map(|_| Arc::new(self.notes.pipelines()));
+        // What it has compiled before may be what it does not get along with.
+        let kept = || if tries > 1 { PipelineCache::default() } else { self.notes.pipelines() };
+        let pipelines = gpu.as_ref().map(|_| Arc::new(kept()));
         Choice { engine, tuning, pipelines, threads: THREADS, gpu, why: short(&why) }
     }
 
@@ -169,7 +174,12 @@ impl Engines {
         }
     }
 
-    /// The GPU that a choice is of has computed something and the process lives: what it computes is another's concern.
+    /// The driver is about to make its device anew, and may end the process over it.
+    pub fn try_again(&self, adapter: &AdapterKey) {
+        self.try_out(adapter, None);
+    }
+
+    /// The GPU that a choice is of has computed enough and the process lives: what it computes is another's concern.
     pub fn tried(&self) {
         if let Err(error) = self.notes.tried() {
             tracing::warn!(%error, "that the GPU was tried cannot be written down");
@@ -193,6 +203,16 @@ impl Engines {
     /// The best GPU whose driver is not blocked; a blocked one where there is nothing else but software.
     fn look(&self, blocked: &[Blocked]) -> Result<Gpu, String> {
         let blocked: Vec<AdapterKey> = blocked.iter().map(|blocked| blocked.adapter.clone()).collect();
+        let times = self.notes.looking();
+        if times >= TRIES_MAX {
+            return Err(format!(
+                "no GPU that is safe to look for: the agent ended over it {times} times in a row; `andon-agent gpu \
+                 --data-dir DIR --unblock` lets it look again"
+            ));
+        }
+        if let Err(error) = self.notes.look(times + 1) {
+            tracing::warn!(%error, "that a GPU is looked for cannot be written down");
+        }
         let software_counts = self.software_counts;
         let found = in_time("gpu-look", ADAPTERS_WAIT, move || {
             let but = |without: &[AdapterKey]| {
@@ -205,6 +225,9 @@ impl Engines {
             }
             Ok(but(&blocked).ok().filter(|other| !other.is_software).unwrap_or(best))
         });
+        if let Err(error) = self.notes.looked() {
+            tracing::warn!(%error, "that a GPU was looked for cannot be written down");
+        }
         found.map_err(|why| if why.starts_with("no GPU") { why } else { format!("no GPU: {why}") })
     }
 
@@ -261,7 +284,13 @@ impl Engines {
         let model_name = network.name();
         let mut earlier = self.notes.checked();
         earlier.retain(|checked| checked.adapter == gpu.key && checked.agent == AGENT);
-        if earlier.iter().any(|checked| checked.model == model_name) {
+        // With the kernels that are used now.
+        let chosen =
+            || tuning.into_iter().flat_map(|tuning| tuning.kernels.iter().map(|tuned| tuned.variant));
+        let covers = |report: &GoldenReport| {
+            chosen().all(|variant| report.variants.contains(&variant) || report.left.contains(&variant))
+        };
+        if earlier.iter().any(|checked| checked.model == model_name && covers(&checked.report)) {
             return Ok(());
         }
         self.try_out(&gpu.key, None);
@@ -322,14 +351,15 @@ impl Engines {
         Ok(())
     }
 
-    /// Counts a try before it begins.
-    fn try_out(&self, adapter: &AdapterKey, reason: Option<String>) {
+    /// Counts a try before it begins; how many those are, in a row.
+    fn try_out(&self, adapter: &AdapterKey, reason: Option<String>) -> u32 {
         let before = self.notes.trying().filter(|trying| trying.adapter == *adapter);
         let times = before.map_or(0, |trying| trying.times) + 1;
         let trying = Trying { adapter: adapter.clone(), times, reason };
         if let Err(error) = self.notes.try_out(&trying) {
             tracing::warn!(%error, "that the GPU is tried cannot be written down");
         }
+        times
     }
 
     /// The try that was counted last has ended like this.
@@ -338,6 +368,22 @@ impl Engines {
         if let Err(error) = self.notes.try_out(&Trying { reason: Some(short(why)), ..trying }) {
             tracing::warn!(%error, "why the GPU failed cannot be written down");
         }
+    }
+}
+
+/// Says for as long as it is there that the GPU is busy.
+struct Working<'a>(&'a Busy);
+
+impl<'a> Working<'a> {
+    fn on(busy: &'a Busy) -> Self {
+        busy.set(true);
+        Self(busy)
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
     }
 }
 
@@ -478,7 +524,7 @@ mod tests {
         let choice = choose(dir.path(), EngineChoice::Auto, false);
         assert!(choice.why.starts_with("the only GPU is software ("), "{choice:?}");
         assert_eq!((choice.engine, choice.gpu), (EngineChoice::Auto, None));
-        assert!(!dir.path().join("tuning").exists());
+        assert_eq!(SystemDisk.list(&dir.path().join("tuning")).unwrap(), [""; 0]);
         assert_eq!(choose(dir.path(), EngineChoice::Gpu, false).engine, EngineChoice::Gpu);
     }
 
@@ -505,6 +551,22 @@ mod tests {
             engines.tried();
         }
         assert_eq!(SystemDisk.list(&dir.path().join("tuning")).unwrap(), ["checked.json"]);
+    }
+
+    #[test]
+    fn a_driver_that_ends_the_agent_at_first_sight_is_not_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::new(Arc::new(SystemDisk), dir.path());
+        let looks = || engines(dir.path(), EngineChoice::Gpu, false).look(&[]);
+        notes.look(TRIES_MAX - 1).unwrap();
+        let seen = looks();
+        assert!(seen.as_ref().err().is_none_or(|why| !why.contains("safe to look for")), "{seen:?}");
+        assert_eq!(notes.looking(), 0);
+        notes.look(TRIES_MAX).unwrap();
+        let why = looks().unwrap_err();
+        assert!(why.starts_with("no GPU that is safe to look for: the agent ended over it 3 times"), "{why}");
+        notes.unblock().unwrap();
+        assert_eq!(looks(), seen);
     }
 
     #[test]

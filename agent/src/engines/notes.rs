@@ -1,6 +1,6 @@
 //! What a device knows of its GPU, in a folder that a person can read: for each network `DIGEST.json` with what was
-//! measured, `checked.json` with what was compared, `blocked.json`, and `trying.json` while a driver is tried; beside
-//! them `pipelines.bin`, kernels as the driver compiled them.
+//! measured, `checked.json` with what was compared, `blocked.json`, `looking.json` while drivers are asked what there is, and
+//! `trying.json` while one is tried; beside them `pipelines.bin`, kernels as the driver compiled them.
 //!
 //! Invariants: files are replaced whole, reads are bounded; what is damaged counts as not there and is told once; the
 //! folder keeps at most [`NETWORKS_MAX`] networks, [`CHECKED_MAX`] comparisons and [`BLOCKED_MAX`] drivers, the newest.
@@ -29,6 +29,7 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 
 const BLOCKED: &str = "blocked.json";
 const CHECKED: &str = "checked.json";
+const LOOKING: &str = "looking.json";
 const TRYING: &str = "trying.json";
 const PIPELINES: &str = "pipelines.bin";
 
@@ -116,11 +117,24 @@ impl Notes {
     pub fn unblock(&self) -> io::Result<usize> {
         let _writing = lock(&self.writing);
         let count = self.blocked().len();
-        for name in [BLOCKED, CHECKED, TRYING, PIPELINES] {
-            let path = self.folder.join(name);
-            self.disk.remove(&path)?;
+        for name in [BLOCKED, CHECKED, LOOKING, TRYING, PIPELINES] {
+            self.remove(name)?;
         }
         Ok(count)
+    }
+
+    /// Times in a row that drivers were asked what there is and the process ended over it.
+    pub(super) fn looking(&self) -> u32 {
+        self.read(LOOKING).unwrap_or_default()
+    }
+
+    pub(super) fn look(&self, times: u32) -> io::Result<()> {
+        self.write(LOOKING, &times)
+    }
+
+    /// They have answered.
+    pub(super) fn looked(&self) -> io::Result<()> {
+        self.remove(LOOKING)
     }
 
     pub(super) fn trying(&self) -> Option<Trying> {
@@ -133,7 +147,7 @@ impl Notes {
 
     /// The driver has come through.
     pub(super) fn tried(&self) -> io::Result<()> {
-        self.disk.remove(&self.folder.join(TRYING))
+        self.remove(TRYING)
     }
 
     /// What a driver has compiled, as far as it can be read.
@@ -167,6 +181,15 @@ impl Notes {
         };
         tracing::warn!(path = %path.display(), reason, "what was written down about the GPU is not used");
         None
+    }
+
+    /// For good, also after a power cut.
+    fn remove(&self, name: &str) -> io::Result<()> {
+        if self.disk.length(&self.folder.join(name)).is_ok() {
+            self.disk.remove(&self.folder.join(name))?;
+            self.disk.sync(&self.folder)?;
+        }
+        Ok(())
     }
 
     fn write<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> io::Result<()> {

@@ -70,10 +70,13 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     let adapter = gpu.as_ref().map(|gpu| gpu.key.clone());
     let options =
         SessionOptions { engine, threads, tuning, pipelines, adapter, guarding, ..Default::default() };
-    let classifier = Classifier::new(&model, &manifest, options).map_err(model_error)?;
-    if gpu.is_some() {
-        engines.tried();
-    }
+    let classifier = Classifier::new(&model, &manifest, options).map_err(|error| {
+        // Which is no fault of the driver's.
+        if gpu.is_some() {
+            engines.tried();
+        }
+        model_error(error)
+    })?;
     if let Some(pipelines) = kept {
         engines.keep(&pipelines);
     }
@@ -94,11 +97,17 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     Ok(LoadedRelease { manifest, running, reference, reference_digest, judge: Box::new(judge) })
 }
 
+/// A driver that ends the process does so within these, mostly: at its first picture, or at the first ones after its device
+/// was made anew.
+const TRIAL_IMAGES: u32 = 10;
+
 /// A classifier on the engine that was chosen for it.
 struct Chosen {
     classifier: Classifier,
     engines: Arc<Engines>,
     gpu: Option<Gpu>,
+    /// Images that the GPU is still to judge before its driver is taken to leave the process alone.
+    on_trial: Option<u32>,
     /// Why it was chosen.
     why: String,
     /// What happened since the last call, and what it runs on if that has changed.
@@ -110,7 +119,8 @@ impl Chosen {
     fn new(classifier: Classifier, gpu: Option<Gpu>, engines: Arc<Engines>, why: String) -> Self {
         let engine = Some(format!("{}: {why}", classifier.engine()));
         let is_refused = gpu.is_some() && classifier.engine() != "gpu";
-        let mut chosen = Self { classifier, engines, gpu, why, notes: vec![], engine };
+        let on_trial = gpu.as_ref().map(|_| TRIAL_IMAGES);
+        let mut chosen = Self { classifier, engines, gpu, on_trial, why, notes: vec![], engine };
         chosen.hear();
         if let Some(note) = chosen.notes.last().filter(|_| is_refused) {
             chosen.engine = Some(short(&format!("{}: {note}", chosen.classifier.engine())));
@@ -122,28 +132,60 @@ impl Chosen {
     fn hear(&mut self) {
         for event in self.classifier.take_events() {
             match (&event, &self.gpu) {
-                (GuardEvent::Restored, _) => self.engine = Some(format!("gpu: {}", self.why)),
+                (GuardEvent::Failed { .. }, Some(gpu)) => {
+                    // It is made anew soon, and frames wait for nothing meanwhile.
+                    let key = gpu.key.clone();
+                    self.on_trial = None;
+                    self.beside(move |engines| engines.try_again(&key));
+                }
+                (GuardEvent::Restored, _) => {
+                    self.engine = Some(format!("gpu: {}", self.why));
+                    self.on_trial = Some(TRIAL_IMAGES);
+                }
                 (GuardEvent::Blocked { failures, reason }, Some(gpu)) => {
                     let reason = format!("{failures} failures in a row, the last: {reason}");
                     let blocked = self.engines.bad(&gpu.key, &reason);
                     self.engine = Some(short(&format!("{}: {}", self.classifier.engine(), blocked.text())));
-                    let engines = Arc::clone(&self.engines);
-                    // Disks take their time, and a verdict waits for these notes.
-                    let write = move || engines.block(blocked);
-                    if let Err(error) = thread::Builder::new().name("block".into()).spawn(write) {
-                        tracing::error!(%error, "no thread to write the blocked driver down");
-                    }
+                    self.beside(move |engines| {
+                        engines.block(blocked);
+                        engines.tried();
+                    });
                 }
                 _ => {}
             }
             self.notes.push(event.to_string());
         }
     }
+
+    /// Disks take their time, and a verdict waits for none.
+    fn beside(&self, write: impl FnOnce(&Engines) + Send + 'static) {
+        let engines = Arc::clone(&self.engines);
+        if let Err(error) = thread::Builder::new().name("gpu-notes".into()).spawn(move || write(&engines)) {
+            tracing::error!(%error, "no thread to write down what happened to the GPU");
+        }
+    }
+}
+
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        // An orderly end proves nothing against a driver.
+        if self.on_trial.is_some() {
+            self.engines.tried();
+        }
+    }
 }
 
 impl Judge for Chosen {
     fn judge(&mut self, image: &Image) -> Result<Judgement, JudgeError> {
-        self.classifier.classify(image).map_err(|error| JudgeError(error.to_string()))
+        let judgement = self.classifier.classify(image).map_err(|error| JudgeError(error.to_string()))?;
+        self.on_trial = match self.on_trial {
+            Some(0) => {
+                self.beside(Engines::tried);
+                None
+            }
+            other => other.map(|left| left - 1),
+        };
+        Ok(judgement)
     }
 
     fn take_notes(&mut self) -> Vec<String> {

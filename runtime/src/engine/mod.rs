@@ -1,12 +1,13 @@
 //! Engines: what computes a network. Each is a module here, made by one line in [`build`].
 
+mod agree;
 pub(crate) mod guard;
 mod images;
 mod qdq;
 pub(crate) mod tract;
 
-pub(crate) use guard::agree;
-pub use guard::{Clock, Failure, GuardEvent, GuardPolicy};
+pub(crate) use agree::agree;
+pub use guard::{Busy, Clock, Failure, GuardEvent, GuardPolicy};
 
 use crate::{
     cpu::{Isa, Sketch},

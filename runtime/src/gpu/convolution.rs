@@ -8,6 +8,7 @@ use super::{
     exact,
     layout::Spot,
     lower::{Bases, Lowering, at, word_of},
+    program::SLACK,
 };
 use crate::cpu::{Shape, Target, describe::Convolution};
 
@@ -170,6 +171,10 @@ impl Lowering {
             if grouped { (last / per_group_out + 1) * per_group_in } else { input.c }
         };
         let depth = (0..words).map(|column| (end(column) - first(column)).div_ceil(unit)).max()?;
+        // A column with fewer channels than the most reads on, with weights of 0; not beyond all memory, though.
+        if (0..words).any(|column| first(column) + depth * unit > input.c + SLACK) {
+            return None;
+        }
         let pointwise =
             kernel == [1, 1] && strides == [1, 1] && before == [0, 0] && input.pixels() == pixels && !grouped;
         let variant = if grouped {

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Bytes behind the arena that kernels may read, and ignore.
-const SLACK: usize = 1 << 16;
+pub(super) const SLACK: usize = 1 << 16;
 
 /// An input of the network on its way to the GPU, as it is.
 #[derive(Debug, Clone, Copy)]

@@ -170,9 +170,10 @@ pub fn tune(
             Subject { graph: model.graph(), shapes: &shapes, outputs: &outputs, threads, pictures, inputs };
         let end = clock.now() + budget;
         let device = Device::new(&chosen(adapter)?, Checks::Off)?;
-        let adapter = AdapterKey::of(&device.info);
+        let key = AdapterKey::of(&device.info);
         let mut choices = Choices::of(device.info.device_type);
-        let ((device, cpu), found) = subject.kernels(device, &choices, &|| clock.now() < end)?;
+        let anew = || Device::new(&chosen(adapter)?, Checks::Off);
+        let ((device, cpu), found) = subject.kernels(device, &anew, &choices, &|| clock.now() < end)?;
         let (kernels, wrong, untuned) = match found {
             Ok(Kernels { tuned, wrong }) => (tuned, wrong, None),
             Err(why) => (vec![], 0, Some(why)),
@@ -190,7 +191,7 @@ pub fn tune(
         let model = model_name.into();
         Ok(Tuning {
             format: FORMAT,
-            adapter,
+            adapter: key,
             model,
             engine,
             cpu_ms,
@@ -225,10 +226,11 @@ impl Subject<'_> {
         Ok(frame)
     }
 
-    /// The fastest variant for each task; the device comes back with what was compiled.
+    /// The fastest variant for each task; the device comes back with what was compiled. `anew`: another one like it.
     fn kernels(
         &self,
         mut device: Device,
+        anew: &dyn Fn() -> Result<Device, String>,
         choices: &Choices,
         in_time: &dyn Fn() -> bool,
     ) -> Result<(Parts, Result<Kernels, String>), String> {
@@ -246,9 +248,20 @@ impl Subject<'_> {
             if forced.is_some_and(|number| !more(number)) || !in_time() {
                 break;
             }
-            let mut gpu = Gpu::of(cpu, device, Choices { forced, ..choices.clone() })?;
+            let made = Gpu::of(cpu, device, Choices { forced, ..choices.clone() });
+            let ran = made.and_then(|mut gpu| Ok((gpu.run(&inputs)?, gpu)));
+            let (given, mut gpu) = match ran {
+                Ok(ran) => ran,
+                // One of them does not compile, perhaps. What would be taken must.
+                Err(_) if forced.is_some() => {
+                    wrong += 1;
+                    (device, cpu) = (anew()?, self.plan()?);
+                    continue;
+                }
+                Err(why) => return Err(why),
+            };
             // Kernels among which one computes wrong are not for use, however fast.
-            let right = agree(&expected, &gpu.run(&inputs)?).is_ok();
+            let right = agree(&expected, &given).is_ok();
             for _ in 0..if right { RUNS } else { 0 } {
                 let timed = match gpu.profiled(&inputs) {
                     Ok(timed) => timed,

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     Model,
     cpu::{Cpu, Isa, Sketch},
-    engine::{Engine, guard::agree, guarded},
+    engine::{Engine, agree, guarded},
     graph::ValueId,
     onnx::DataType,
     resize::Sides,
