@@ -7,7 +7,7 @@ use crate::{
     gpu::{Extras, FloatGpu, Gpu, Precision, Share, is_float},
     graph::{Graph, NodeId, ValueId},
     model::Model,
-    session::EngineChoice,
+    session::{EngineChoice, SessionOptions, memory_estimate},
     shape::{self, Shapes},
 };
 
@@ -67,7 +67,12 @@ impl Explanation {
         let shapes = model.shapes(&model.closed_inputs()).ok();
         let wanted = model.wanted();
         let mut shares = None;
+        let needed = shapes.as_ref().map_or(0, |shapes| memory_estimate(model, shapes));
+        let allowed = SessionOptions::default().memory_limit_bytes;
         let (engine, summary) = match (&shapes, Isa::chosen()) {
+            _ if needed > allowed => {
+                (format!("none: it needs about {needed} bytes of memory, {allowed} are allowed"), None)
+            }
             (Some(shapes), Ok(_)) if choice == EngineChoice::Gpu && is_float(graph) => {
                 match FloatGpu::chosen(graph, shapes, &wanted, (Precision::Single, 1), Extras::default()) {
                     Ok(gpu) => {

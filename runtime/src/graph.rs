@@ -91,18 +91,21 @@ pub struct Graph {
     outputs: Vec<ValueId>,
     /// Where constants lie, if they lie in a file.
     file: Option<onnx::File>,
+    /// Of a tensor, by the limits that it was read with.
+    elements_max: usize,
 }
 
 impl Graph {
     /// Reads and checks a file.
     pub fn read(bytes: &[u8], limits: &onnx::Limits) -> Result<Self, GraphError> {
-        Self::new(onnx::read(bytes, limits)?)
+        let graph = Self::new(onnx::read(bytes, limits)?)?;
+        Ok(Self { elements_max: limits.elements_max, ..graph })
     }
 
     /// As [`Graph::read`], with constants that stay in the file.
     pub fn read_file(file: &onnx::File, limits: &onnx::Limits) -> Result<Self, GraphError> {
         let graph = Self::new(onnx::read_file(file, limits)?)?;
-        Ok(Self { file: Some(file.clone()), ..graph })
+        Ok(Self { file: Some(file.clone()), elements_max: limits.elements_max, ..graph })
     }
 
     /// Expects what [`onnx::read`] returned, or a model that was built to its rules.
@@ -122,7 +125,16 @@ impl Graph {
         let nodes = builder.nodes(graph)?;
         let outputs = builder.outputs(graph)?;
         let Builder { values, names } = builder;
-        Ok(Self { nodes, values, names, inputs, outputs, proto, file: None })
+        Ok(Self {
+            nodes,
+            values,
+            names,
+            inputs,
+            outputs,
+            proto,
+            file: None,
+            elements_max: onnx::Limits::default().elements_max,
+        })
     }
 
     fn graph(&self) -> &GraphProto {
@@ -206,6 +218,11 @@ impl Graph {
     pub fn reads(&self, id: NodeId) -> impl Iterator<Item = ValueId> {
         let node = self.node(id);
         node.inputs.iter().flatten().chain(&node.captures).copied()
+    }
+
+    /// What no tensor of a run may have more of.
+    pub(crate) fn elements_max(&self) -> usize {
+        self.elements_max
     }
 
     /// What the file says about intermediate values.

@@ -75,7 +75,10 @@ fn check_tensor(tensor: &TensorProto, limits: &Limits) -> Result<(), TensorError
         return Err(TensorError::Rank { rank: tensor.dims.len(), max: limits.rank_max });
     }
     let too_many = || TensorError::Dims { dims: tensor.dims.clone(), max: limits.elements_max };
-    let elements = tensor.elements().filter(|n| *n <= limits.elements_max).ok_or_else(too_many)?;
+    // Beside a dimension of none the others count all the same: steps are made of them.
+    let bound = tensor.dims.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from((*d).max(1)).ok()?));
+    bound.filter(|n| *n <= limits.elements_max).ok_or_else(too_many)?;
+    let elements = tensor.elements().ok_or_else(too_many)?;
     let data_type = tensor.element_type()?;
     let size = |unit, expected, actual| TensorError::Size {
         dims: tensor.dims.clone(),

@@ -8,6 +8,9 @@ use crate::{
     tensor::{Data, Tensor},
 };
 
+/// Of dimensions that an operator makes, one by one.
+const RANK_MAX: usize = 64;
+
 pub(super) fn constant(call: &Call, _: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
     let node = &call.node;
     let ints = |values: &[i64]| Data::I64(values.to_vec());
@@ -118,6 +121,9 @@ pub(crate) fn squeezed(from: &[usize], axes: Option<&[i64]>) -> Result<Vec<usize
 
 pub(crate) fn unsqueezed(from: &[usize], axes: &[i64]) -> Result<Vec<usize>, String> {
     let rank = from.len() + axes.len();
+    if rank > RANK_MAX {
+        return Err(format!("{rank} dimensions"));
+    }
     let axes = axes.iter().map(|a| axis(*a, rank)).collect::<Result<Vec<_>, _>>()?;
     let mut rest = from.iter();
     let dims = (0..rank).map(|d| if axes.contains(&d) { Some(1) } else { rest.next().copied() });
@@ -245,6 +251,9 @@ pub(crate) fn sliced(
     steps: Option<&[i64]>,
 ) -> Result<Vec<Vec<usize>>, String> {
     size(dims)?;
+    if starts.len() > dims.len() {
+        return Err(format!("{} slices of {} dimensions", starts.len(), dims.len()));
+    }
     let mut along: Vec<Vec<usize>> = dims.iter().map(|d| (0..*d).collect()).collect();
     for (i, (start, end)) in starts.iter().zip(ends).enumerate() {
         let d = match axes {
@@ -253,13 +262,18 @@ pub(crate) fn sliced(
         };
         let length = *dims.get(d).ok_or("more slices than dimensions")? as i64;
         let step = steps.map_or(Ok(1), |s| s.get(i).copied().ok_or("a step is missing"))?;
+        if step == 0 {
+            return Err("a step of 0".into());
+        }
+        if length == 0 {
+            continue;
+        }
         let from_start = |at: i64| if at < 0 { at.saturating_add(length) } else { at };
         let (low, high) = if step > 0 { (0, length) } else { (-1, length - 1) };
         let (start, end) = (from_start(*start).clamp(low.max(0), high), from_start(*end).clamp(low, high));
         // A negative end beyond the start stays there: it means that the first element is kept too.
         let size = step.unsigned_abs() as usize;
         along[d] = match step {
-            0 => return Err("a step of 0".into()),
             1.. => (start..end).step_by(size).map(|i| i as usize).collect(),
             _ => (end + 1..=start).rev().step_by(size).map(|i| i as usize).collect(),
         };
@@ -272,6 +286,7 @@ pub(crate) fn parts(length: usize, sizes: Option<&[i64]>, outputs: usize) -> Opt
     match sizes {
         Some(sizes) => {
             let sizes: Option<Vec<usize>> = sizes.iter().map(|s| usize::try_from(*s).ok()).collect();
+            let sizes = sizes.filter(|sizes| sizes.len() == outputs);
             sizes.filter(|s| s.iter().try_fold(0usize, |sum, s| sum.checked_add(*s)) == Some(length))
         }
         None => {
@@ -390,13 +405,20 @@ pub(crate) fn padded(
     if pads.iter().any(|p| p.unsigned_abs() > 1 << 30) || pads.len() != 2 * axes.len() {
         return Err(format!("{} pads for {} dimensions", pads.len(), axes.len()));
     }
+    if axes.len() > dims.len() || (1..axes.len()).any(|i| axes[..i].contains(&axes[i])) {
+        return Err("an axis twice".into());
+    }
     size(dims)?;
+    let mut totals = dims.to_vec();
+    for (i, d) in axes.iter().enumerate() {
+        let total = dims[*d] as i64 + pads[i] + pads[i + axes.len()];
+        totals[*d] = usize::try_from(total).map_err(|_| "pads that leave nothing")?;
+    }
+    size(&totals)?;
     let mut along: Vec<Vec<Option<usize>>> = dims.iter().map(|d| (0..*d).map(Some).collect()).collect();
     for (i, d) in axes.iter().enumerate() {
         let length = dims[*d] as i64;
         let (before, after) = (pads[i], pads[i + axes.len()]);
-        let total = before.checked_add(after).and_then(|p| p.checked_add(length)).filter(|n| *n >= 0);
-        size(&[total.ok_or("pads that leave nothing")? as usize])?;
         let source = |at: i64| match mode {
             _ if (0..length).contains(&at) => Some(at as usize),
             "constant" => None,
@@ -412,7 +434,6 @@ pub(crate) fn padded(
         };
         along[*d] = (-before..length + after).map(source).collect();
     }
-    size(&along.iter().map(Vec::len).collect::<Vec<_>>())?;
     Ok(along)
 }
 

@@ -21,12 +21,12 @@ pub(crate) use pool::Pool;
 pub(crate) use spread::Workers;
 pub(crate) use unary::function;
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use crate::{
     engine::guarded,
     graph::{Graph, NodeId},
-    onnx::NodeProto,
+    onnx::{Limits, NodeProto},
     shape::{self, Shapes},
     tensor::{Data, Tensor},
 };
@@ -42,6 +42,13 @@ pub(crate) struct Call {
     operator: Operator,
     /// Where the results' memory comes from.
     pool: Arc<Pool>,
+    /// Of a result; more is an error.
+    elements_max: usize,
+}
+
+thread_local! {
+    /// Of the call that this thread is in.
+    static ELEMENTS_MAX: Cell<usize> = Cell::new(Limits::default().elements_max);
 }
 
 /// Operators of ONNX's own domain.
@@ -116,7 +123,13 @@ impl Call {
         if !(0..inputs_min(&node.op_type)).all(there) {
             return None;
         }
-        Some(Self { node: node.clone(), opset: graph.opset(), operator, pool: Arc::default() })
+        let (opset, elements_max) = (graph.opset(), graph.elements_max());
+        Some(Self { node: node.clone(), opset, operator, pool: Arc::default(), elements_max })
+    }
+
+    /// With results of so many elements at most, if they may not have fewer already.
+    pub(crate) fn limited(self, elements: usize) -> Self {
+        Self { elements_max: self.elements_max.min(elements), ..self }
     }
 
     /// Makes results in the memory of a pool that others give to.
@@ -141,7 +154,10 @@ impl Call {
 
     /// One tensor for each output that is there.
     pub(crate) fn run(&self, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, String> {
-        self.named(guarded(|| (self.operator)(self, inputs)))
+        let before = ELEMENTS_MAX.replace(self.elements_max);
+        let result = guarded(|| (self.operator)(self, inputs));
+        ELEMENTS_MAX.set(before);
+        self.named(result)
     }
 
     fn axis(&self, name: &str, absent: i64, rank: usize) -> Result<usize, String> {
@@ -207,16 +223,13 @@ fn axis(axis: i64, rank: usize) -> Result<usize, String> {
 
 /// Elements of a tensor of that shape; refuses what no honest network asks for, be it beside a dimension of none.
 fn size(dims: &[usize]) -> Result<usize, String> {
-    const ELEMENTS_MAX: usize = 128 << 20;
     let bound = dims.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)));
-    let elements = dims.iter().product();
-    bound
-        .filter(|n| *n <= ELEMENTS_MAX)
-        .map(|_| elements)
-        .ok_or_else(|| format!("shape {dims:?} has too many elements"))
+    let fits = bound.filter(|n| *n <= ELEMENTS_MAX.get());
+    fits.map(|_| dims.iter().product()).ok_or_else(|| format!("shape {dims:?} has too many elements"))
 }
 
 fn tensor(dims: Vec<usize>, data: Data) -> Result<Tensor, String> {
+    size(&dims)?;
     Tensor::new(dims, data).map_err(|e| e.to_string())
 }
 

@@ -74,8 +74,12 @@ pub(super) fn quantise(call: &Call, inputs: &[Option<&Tensor>]) -> Result<Vec<Te
         Data::I32(v) => v.iter().map(|v| *v as f32).collect(),
         _ => floats(inputs, 0)?.to_vec(),
     };
-    let each =
-        |(v, at): (&f32, &usize)| ((v / scales[*at]).round_ties_even() as i32).saturating_add(zeros[*at]);
+    let each = |(v, at): (&f32, &usize)| {
+        let steps = v / scales[*at];
+        // NaN becomes the lowest byte, as in ONNX Runtime.
+        let steps = if steps.is_nan() { i32::MIN } else { steps.round_ties_even() as i32 };
+        steps.saturating_add(zeros[*at])
+    };
     let values: Vec<i32> = real.iter().zip(&at).map(each).collect();
     one(x.shape().to_vec(), to_bytes(like, &values)?)
 }

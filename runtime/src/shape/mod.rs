@@ -65,6 +65,9 @@ impl Shapes {
     }
 }
 
+/// Elements of constants that follow from others: the rest is left to engines.
+const FOLDED_MAX: usize = 64 << 20;
+
 /// `inputs`: dimensions of the graph's inputs where known.
 pub fn infer(
     graph: &Graph,
@@ -83,16 +86,20 @@ pub fn infer(
     for (id, info) in graph.inputs() {
         shapes.types[id.index()] = info.data_type();
     }
+    let declared_hold = declares(graph, inputs);
     for info in graph.declared() {
-        let Some(id) = graph.find(&info.name) else { continue };
+        // Of constants and inputs it is known better.
+        let Some(id) = graph.find(&info.name).filter(|id| graph.producer(*id).is_some()) else { continue };
         shapes.types[id.index()] = info.data_type();
         let known: Option<Vec<usize>> = info.dims().and_then(|dims| dims.into_iter().collect());
         let known = known.filter(|dims| fits(dims, limits));
         // What the file declares holds only for the sizes it was written for; it is kept if the inputs have them.
-        if known.is_some() && declares(graph, inputs) {
+        if known.is_some() && declared_hold {
             shapes.dims[id.index()] = known;
         }
     }
+    // Of all constants that follow from others, together.
+    let mut left = FOLDED_MAX;
     for (id, node, proto) in graph.nodes() {
         for (at, output) in node.outputs.iter().enumerate() {
             let Some(output) = output else { continue };
@@ -114,7 +121,8 @@ pub fn infer(
             shapes.dims[output.index()] = Some(dims);
         }
         // What is too large was refused by now.
-        for (output, value) in node.outputs.iter().zip(fold(graph, &shapes, id).unwrap_or_default()) {
+        let folded = fold(graph, &shapes, id, &mut left).unwrap_or_default();
+        for (output, value) in node.outputs.iter().zip(folded) {
             let Some(output) = output else { continue };
             shapes.dims[output.index()] = Some(value.shape().to_vec());
             shapes.folded.insert(*output, value.to_proto(&graph.value(*output).name));
@@ -134,25 +142,29 @@ fn fits(dims: &[usize], limits: &Limits) -> bool {
 
 /// Whether the inputs have the very dimensions that the file declares.
 fn declares(graph: &Graph, inputs: &[(ValueId, Vec<usize>)]) -> bool {
+    let given: HashMap<ValueId, &Vec<usize>> = inputs.iter().map(|(id, dims)| (*id, dims)).collect();
     graph.inputs().all(|(id, info)| {
         let declared: Option<Vec<usize>> = info.dims().and_then(|dims| dims.into_iter().collect());
-        declared.is_some()
-            && inputs.iter().any(|(given, dims)| *given == id && Some(dims) == declared.as_ref())
+        declared.is_some_and(|declared| given.get(&id).is_some_and(|dims| **dims == declared))
     })
 }
 
 /// The outputs of a node that reads nothing but constants and shapes, where there is an operator of ours.
-fn fold(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<Vec<Tensor>> {
+fn fold(graph: &Graph, shapes: &Shapes, id: NodeId, left: &mut usize) -> Option<Vec<Tensor>> {
     const ELEMENTS_MAX: usize = 16 << 20;
+    let most = ELEMENTS_MAX.min(*left);
     let (node, proto) = (graph.node(id), graph.proto(id));
     // A dequantised constant is more than its values, and weights of products are not folded ones.
-    let never = matches!(&*proto.op_type, "DequantizeLinear" | "Conv" | "MatMul" | "Gemm");
-    let small = |output: &ValueId| shapes.elements(*output).is_none_or(|n| n <= ELEMENTS_MAX);
+    let never = matches!(
+        &*proto.op_type,
+        "DequantizeLinear" | "Conv" | "ConvInteger" | "Gemm" | "MatMul" | "MatMulInteger" | "QLinearMatMul"
+    );
+    let small = |output: &ValueId| shapes.elements(*output).is_none_or(|n| n <= most);
     let is_stored = proto.op_type == "Constant" && proto.tensor("value").is_some();
     if never || is_stored || !node.outputs.iter().flatten().all(small) {
         return None;
     }
-    let call = plain::Call::of(graph, id)?;
+    let call = plain::Call::of(graph, id)?.limited(most);
     let mut inputs = Vec::with_capacity(node.inputs.len());
     for value in &node.inputs {
         inputs.push(match value {
@@ -169,7 +181,12 @@ fn fold(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<Vec<Tensor>> {
     }
     let outputs = call.run(&inputs.iter().map(Option::as_ref).collect::<Vec<_>>()).ok()?;
     let all = outputs.len() == node.outputs.len();
-    (all && outputs.iter().all(|t| t.data().len() <= ELEMENTS_MAX)).then_some(outputs)
+    let total: usize = outputs.iter().map(|t| t.data().len()).sum();
+    if !all || total > most {
+        return None;
+    }
+    *left -= total;
+    Some(outputs)
 }
 
 /// Multiply-accumulates of one run of a node, where shapes are known; 0 for operators that have none.
@@ -180,15 +197,18 @@ pub fn macs(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<u64> {
         || node.outputs.first().and_then(of).map(|dims| dims.iter().map(|d| *d as u64).product::<u64>());
     let product = |dims: &[usize]| dims.iter().map(|d| *d as u64).product::<u64>();
     match graph.proto(id).op_type.as_str() {
-        "Conv" => Some(output()? * product(node.inputs.get(1).and_then(of)?.get(1..)?)),
+        "Conv" | "ConvInteger" => Some(output()? * product(node.inputs.get(1).and_then(of)?.get(1..)?)),
+        "QLinearConv" => Some(output()? * product(node.inputs.get(3).and_then(of)?.get(1..)?)),
         "ConvTranspose" => {
             let input = product(node.inputs.first().and_then(of)?);
             Some(input * product(node.inputs.get(1).and_then(of)?.get(1..)?))
         }
         "Gemm" if graph.proto(id).int("transA") == Some(1) => {
-            Some(output()? * node.inputs.first().and_then(of)?[0] as u64)
+            Some(output()? * *node.inputs.first().and_then(of)?.first()? as u64)
         }
-        "Gemm" | "MatMul" => Some(output()? * *node.inputs.first().and_then(of)?.last()? as u64),
+        "Gemm" | "MatMul" | "MatMulInteger" | "QLinearMatMul" => {
+            Some(output()? * *node.inputs.first().and_then(of)?.last()? as u64)
+        }
         _ => Some(0),
     }
 }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use super::{
     ShapeMismatch, Shapes,
     rules::mismatch,
-    sizes::{axis, transposed},
+    sizes::{axis, constant_ints, reshape, sizes, transposed},
     window::Window,
 };
 use crate::{
@@ -94,10 +94,27 @@ pub(super) fn refuse(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<(), S
                 _ => {}
             }
         }
-        "AveragePool" | "LpPool" | "MaxPool" => {
-            if let Some(looks) = looks(proto, first).filter(|looks| *looks > LOOKS_MAX) {
+        "AveragePool" | "Conv" | "LpPool" | "MaxPool" => {
+            if first.len() < 3 {
+                return fail("an input [N, C, …]", format!("{first:?}"));
+            }
+            let kernel = match &*proto.op_type {
+                "Conv" => input(1).and_then(|weights| weights.get(2..)).map(<[usize]>::to_vec),
+                _ => proto.ints("kernel_shape").and_then(sizes),
+            };
+            let looks = kernel.and_then(|kernel| looks(proto, &kernel, first));
+            if let Some(looks) = looks.filter(|looks| *looks > LOOKS_MAX) {
                 let expected = format!("a window that sees a pixel at most {LOOKS_MAX} times");
                 return fail(&expected, looks.to_string());
+            }
+        }
+        "Reshape" => {
+            let to = match node.inputs.get(1).copied().flatten() {
+                Some(_) => constant_ints(graph, shapes, node.inputs.get(1)),
+                None => proto.ints("shape").map(<[i64]>::to_vec),
+            };
+            if let Some(to) = to.filter(|to| reshape(first, to, proto).is_none()) {
+                return fail(&format!("a shape of as many elements as {first:?}"), format!("{to:?}"));
             }
         }
         "ConvTranspose" => {
@@ -204,13 +221,11 @@ fn places(operator: &str, rank: usize) -> Option<RangeInclusive<i64>> {
 
 /// How often each pixel of an image, or of what a pool makes of it if that is more, is looked at. `None` where the window does
 /// not say.
-fn looks(proto: &NodeProto, input: &[usize]) -> Option<usize> {
-    let kernel: Vec<usize> =
-        proto.ints("kernel_shape")?.iter().map(|k| usize::try_from(*k).ok()).collect::<Option<_>>()?;
-    let window = Window::of(proto, &kernel)?;
+fn looks(proto: &NodeProto, kernel: &[usize], input: &[usize]) -> Option<usize> {
+    let window = Window::of(proto, kernel)?;
     let spatial = input.get(2..)?;
     let output = window.output(spatial)?;
     let count = |dims: &[usize]| dims.iter().fold(1usize, |n, d| n.saturating_mul(*d));
     let pixels = count(spatial).max(count(&output)).max(1);
-    Some(count(&kernel).saturating_mul(count(&output)) / pixels)
+    Some(count(kernel).saturating_mul(count(&output)) / pixels)
 }

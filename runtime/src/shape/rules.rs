@@ -147,7 +147,7 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             }
             one(Some(dims))
         }
-        "Conv" => {
+        "Conv" | "ConvInteger" => {
             let Some(weight) = input(1) else { return Ok(vec![]) };
             let groups = proto.int("group").unwrap_or(1);
             let fits = first.len() == weight.len()
@@ -166,7 +166,7 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
                     format!("kernel {kernel:?}, weights {weight:?}"),
                 ));
             }
-            if input(2).is_some_and(|bias| *bias != weight[..1]) {
+            if proto.op_type == "Conv" && input(2).is_some_and(|bias| *bias != weight[..1]) {
                 return Err(fail("a bias for each output", format!("{:?} for {}", input(2), weight[0])));
             }
             let window = Window::of(proto, &weight[2..]);
@@ -201,6 +201,7 @@ pub(super) fn rule(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<Vec<Sha
             one(Some(vec![*rows, *columns]))
         }
         "MatMul" | "MatMulInteger" => one(input(1).and_then(|second| matmul(first, second))),
+        "QLinearMatMul" => one(input(3).and_then(|second| matmul(first, second))),
         "Transpose" => {
             let default: Vec<i64> = (0..first.len() as i64).rev().collect();
             let order = proto.ints("perm").unwrap_or(&default).iter();

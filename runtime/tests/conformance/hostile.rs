@@ -4,7 +4,7 @@
 
 use std::{collections::HashSet, fs, path::Path};
 
-use andon_runtime::onnx::{AttributeType, DataType, GraphProto, ModelProto, TensorProto};
+use andon_runtime::onnx::{AttributeType, DataType, GraphProto, ModelProto, TensorProto, ValueInfoProto};
 use prost::Message;
 
 use crate::{attempt::attempt, case, data, entries, findings::watched};
@@ -78,6 +78,23 @@ fn changed(model: &ModelProto, inputs: &[TensorProto], attempt: &mut dyn FnMut(G
             let mut without = graph.clone();
             without.node[n].attribute.remove(a);
             attempt(without);
+        }
+    }
+    // Inputs of shapes that an operator does not expect, with the attributes of the case and with none.
+    let shapes = [&[][..], &[1], &[7], &[2, 0], &[3, 4], &[1, 3, 4, 5], &[1, 1, 2, 2, 2]];
+    for (i, dims) in (0..graph.input.len()).flat_map(|i| shapes.map(|dims| (i, dims))) {
+        for keeps in [true, false] {
+            let mut graph = graph.clone();
+            // That one alone, or all.
+            for (j, input) in graph.input.iter_mut().enumerate() {
+                if let Some(data_type) = input.data_type().filter(|_| i == j || !keeps) {
+                    *input = ValueInfoProto::new(&input.name, data_type, dims);
+                }
+            }
+            if !keeps {
+                graph.node.iter_mut().for_each(|node| node.attribute.clear());
+            }
+            attempt(graph);
         }
     }
     for input in inputs.iter().filter(|input| input.elements().is_some_and(|n| n <= ELEMENTS_MAX)) {
