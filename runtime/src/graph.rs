@@ -72,6 +72,8 @@ pub enum GraphError {
     MissingInput { node: String, operator: String, value: String },
     #[error("graph output {value:?} is given by no node")]
     MissingOutput { value: String },
+    #[error("graph output {value:?} is listed twice")]
+    DuplicateOutput { value: String },
     #[error("value {value:?} is given twice, the second time by {by}")]
     Duplicate { value: String, by: String },
     #[error("node {node:?} ({operator}) depends on itself, through {value:?}")]
@@ -366,9 +368,14 @@ impl Builder {
     }
 
     fn outputs(&mut self, graph: &GraphProto) -> Result<Vec<ValueId>, GraphError> {
+        let mut seen = std::collections::HashSet::new();
         let find = |output: &ValueInfoProto| {
             let missing = || GraphError::MissingOutput { value: output.name.clone() };
             let id = *self.names.get(&output.name).ok_or_else(missing)?;
+            // Outputs are told apart by their names, and each is a tensor of its own.
+            if !seen.insert(id) {
+                return Err(GraphError::DuplicateOutput { value: output.name.clone() });
+            }
             self.values[id.0 as usize].readers += 1;
             Ok(id)
         };
@@ -498,7 +505,7 @@ mod tests {
 
     #[test]
     fn bad_graphs_say_where() {
-        let cases: [(Vec<NodeProto>, &[&str], &str); 6] = [
+        let cases: [(Vec<NodeProto>, &[&str], &str); 7] = [
             (vec![], &["x"], "graph has no nodes"),
             (vec![node("Neg", &["x"], "a")], &[], "graph has no outputs"),
             (
@@ -507,6 +514,7 @@ mod tests {
                 r#"node "Neg#0" (Neg) reads "y", which nothing in the graph gives"#,
             ),
             (vec![node("Neg", &["x"], "a")], &["b"], r#"graph output "b" is given by no node"#),
+            (vec![node("Neg", &["x"], "a")], &["a", "a"], r#"graph output "a" is listed twice"#),
             (
                 vec![node("Neg", &["x"], "a"), node("Exp", &["x"], "a")],
                 &["a"],

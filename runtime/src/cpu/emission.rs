@@ -99,23 +99,33 @@ impl Emission<'_, '_> {
     }
 
     fn place(&mut self, id: MadeId) -> Place {
-        if let Some(place) = self.places.get(&id) {
-            return *place;
-        }
-        let shape = self.schedule.made[id.0].shape;
-        let place = match self.schedule.homes[id.0] {
-            // Concatenations within concatenations: each lies in a later one, so that this ends.
-            Some((concat, offset)) => offset.within(self.place(concat), shape),
-            None => self.buffer(shape),
+        // Concatenations within concatenations, thousands deep if a file wants it: each lies in a later one, so that
+        // this ends.
+        let (mut outermost, mut within) = (id, vec![]);
+        let mut place = loop {
+            if let Some(place) = self.places.get(&outermost) {
+                break *place;
+            }
+            let Some((concat, offset)) = self.schedule.homes[outermost.0] else {
+                let place = self.buffer(self.schedule.made[outermost.0].shape);
+                self.places.insert(outermost, place);
+                break place;
+            };
+            within.push((outermost, offset));
+            outermost = concat;
         };
-        self.places.insert(id, place);
+        for (id, offset) in within.into_iter().rev() {
+            place = offset.within(place, self.schedule.made[id.0].shape);
+            self.places.insert(id, place);
+        }
         place
     }
 
     fn place_of(&mut self, of: &Activation) -> Place {
         let place = self.place(of.made);
-        let dense = self.schedule.made[of.made.0].dense;
-        let stride = if dense { of.shape.c } else { place.stride };
+        // Of what lies in a buffer of its own an activation has all pixels, but not always all channels.
+        let made = &self.schedule.made[of.made.0];
+        let stride = if made.dense { made.shape.bytes() / of.shape.pixels().max(1) } else { place.stride };
         Place { offset: place.offset + of.offset, stride, shape: of.shape, ..place }
     }
 

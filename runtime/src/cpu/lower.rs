@@ -44,12 +44,22 @@ pub(super) struct Lowering<'a> {
     current: NodeId,
     /// Nodes that gave no bytes.
     pub(super) refused: Vec<(NodeId, Refusal)>,
+    /// How often each node's operator was made a step of.
+    finished: Vec<usize>,
 }
 
 pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes, packing: Packing) -> Lowering<'a> {
     let forms = vec![Form::Plain; graph.value_count()];
-    let mut lowering =
-        Lowering { graph, shapes, packing, forms, made: vec![], current: NodeId::default(), refused: vec![] };
+    let mut lowering = Lowering {
+        graph,
+        shapes,
+        packing,
+        forms,
+        made: vec![],
+        current: NodeId::default(),
+        refused: vec![],
+        finished: vec![0; graph.nodes().len()],
+    };
     for (id, _, _) in graph.nodes() {
         lowering.current = id;
         if let Err(why) = lowering.node(id) {
@@ -59,7 +69,11 @@ pub(super) fn lower<'a>(graph: &'a Graph, shapes: &'a Shapes, packing: Packing) 
     lowering
 }
 
+/// An operator may be quantised in so many ways; each has weights and tables of its own.
+const FINISHED_MAX: usize = 8;
+
 const NOT_QUANTISED: Refusal = Refusal::Form("its input is not quantised");
+const OTHER_SHAPE: Refusal = Refusal::Form("its result has another shape than it would get");
 
 impl<'a> Lowering<'a> {
     pub(super) fn packing(&self) -> Packing {
@@ -91,6 +105,10 @@ impl<'a> Lowering<'a> {
             "DequantizeLinear" => Form::Real(self.dequantize(id)?),
             _ => match ops::lower(self, id)? {
                 Outcome::Parts(parts) => {
+                    let outputs = || node.outputs.iter().zip(&parts);
+                    for (output, part) in outputs() {
+                        output.map_or(Ok(()), |output| self.lies_as(output, part.shape, part.order))?;
+                    }
                     for (output, part) in node.outputs.iter().zip(parts) {
                         if let Some(output) = output {
                             self.forms[output.index()] = Form::Real(part);
@@ -109,8 +127,33 @@ impl<'a> Lowering<'a> {
                 Outcome::Concat(concat) => Form::Concat(concat),
             },
         };
+        self.agrees(*output, &form)?;
         self.forms[output.index()] = form;
         Ok(())
+    }
+
+    /// Whether a value's bytes lie as its shape says; where they do not, somebody would read others than are there.
+    fn agrees(&self, value: ValueId, form: &Form) -> Result<(), Refusal> {
+        let fits = match form {
+            Form::Plain | Form::Taken => true,
+            Form::Bytes(of) | Form::Real(of) | Form::Curve(Curve { of, .. }) => {
+                return self.lies_as(value, of.shape, of.order);
+            }
+            Form::Pending(Pending { shape, order, .. }) | Form::Concat(Concat { shape, order, .. }) => {
+                return self.lies_as(value, *shape, *order);
+            }
+            Form::Mean(of, pending) => {
+                self.lies_as(value, pending.shape, pending.order)?;
+                pending.shape.bytes() == of.shape.c
+            }
+            // One number a pixel, without the dimension that it is an index of.
+            Form::Index(of) => self.shapes.elements(value) == Some(of.shape.pixels()),
+        };
+        if fits { Ok(()) } else { Err(OTHER_SHAPE) }
+    }
+
+    fn lies_as(&self, value: ValueId, shape: Shape, order: Order) -> Result<(), Refusal> {
+        if self.shape_in(value, order)? == shape { Ok(()) } else { Err(OTHER_SHAPE) }
     }
 
     /// The node's input `index`, if it is there.
@@ -147,11 +190,18 @@ impl<'a> Lowering<'a> {
         value: ValueId,
         order: Order,
     ) -> Result<Activation, Refusal> {
-        // One pixel lies the same either way.
-        if activation.order == order || activation.shape.pixels() == 1 {
+        if activation.order == order {
+            return Ok(activation);
+        }
+        // A single byte is one pixel of one channel, whatever its dimensions.
+        if activation.shape.bytes() == 1 {
             return Ok(Activation { order, ..activation });
         }
         let shape = self.shape_in(value, order)?;
+        // One pixel lies the same either way, but what were its channels may be pixels.
+        if activation.shape.pixels() == 1 {
+            return self.reshaped(id, activation, shape, order);
+        }
         let operation = ops::reorder(activation.shape, activation.order, shape);
         let quantity = activation.quantity;
         let made = self.step(id, &[activation], shape, operation);
@@ -225,7 +275,7 @@ impl<'a> Lowering<'a> {
             Some(_) => integers(self.constant(producer, 2)?)?,
             None => vec![0],
         };
-        let fits = zeros.len() == 1 || zeros.len() == scales.len();
+        let fits = !scales.is_empty() && (zeros.len() == 1 || zeros.len() == scales.len());
         fits.then(|| Fixed { tensor, scales, zeros, axis: proto.int("axis").unwrap_or(1) })
     }
 
@@ -292,6 +342,16 @@ impl<'a> Lowering<'a> {
             (None, _) => return Err(Refusal::Form("its bytes are of another type than u8")),
         };
         let value = self.input(id, 0).ok_or(NOT_QUANTISED)?;
+        if let Form::Pending(Pending { node, .. })
+        | Form::Mean(_, Pending { node, .. })
+        | Form::Concat(Concat { node, .. }) = &self.forms[value.index()]
+        {
+            let finished = &mut self.finished[node.index()];
+            *finished += 1;
+            if *finished > FINISHED_MAX {
+                return Err(Refusal::Form("what it quantises is quantised in too many ways"));
+            }
+        }
         // Weights that wait for nobody else are let go of.
         let form = match &mut self.forms[value.index()] {
             form @ (Form::Pending(_) | Form::Mean(..)) if self.graph.value(value).readers == 1 => {
@@ -448,15 +508,21 @@ impl<'a> Lowering<'a> {
         from: Activation,
         shape: Shape,
         order: Order,
-    ) -> Activation {
+    ) -> Result<Activation, Refusal> {
+        if shape == from.shape {
+            return Ok(Activation { order, ..from });
+        }
+        if shape.bytes() != from.shape.bytes() {
+            return Err(OTHER_SHAPE);
+        }
         let made = &mut self.made[from.made.0];
-        if from.offset == 0 && from.shape.c == made.shape.c {
+        if from.shape.bytes() == made.shape.bytes() {
             made.dense |= shape.c != from.shape.c;
-            return Activation { shape, order, ..from };
+            return Ok(Activation { shape, order, ..from });
         }
         let operation = ops::copy(from.shape);
         let id = self.step(node, &[from], from.shape, operation);
         self.made[id.0].dense = true;
-        Activation { made: id, offset: 0, shape, order, ..from }
+        Ok(Activation { made: id, offset: 0, shape, order, ..from })
     }
 }

@@ -7,7 +7,7 @@
 //! step's output never lies in the buffer of one of its inputs. The plan is made once ([`super::lower`] and
 //! [`super::schedule`]); byte steps allocate nothing while they run.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use super::{
     arena::arrange,
@@ -183,6 +183,8 @@ pub(super) struct Plan {
     pub(super) constants: Vec<Tensor>,
     /// In the order of the request.
     pub(super) outputs: Vec<Slot>,
+    /// For each of them whether no later one is the same.
+    last: Vec<bool>,
     /// Where each buffer lies in the arena.
     buffers: Vec<Range<usize>>,
     /// For each step the computed values that nothing reads after it.
@@ -205,8 +207,11 @@ impl Plan {
     ) -> Self {
         let (buffers, arena_bytes) = arrange(sizes, &lifetimes(&steps, sizes.len()));
         let dying = dying(&steps, &outputs, values);
+        let mut seen = HashSet::new();
+        let mut last: Vec<bool> = outputs.iter().rev().map(|slot| seen.insert(*slot)).collect();
+        last.reverse();
         let values = std::iter::repeat_with(|| None).take(values).collect();
-        Self { steps, constants, outputs, buffers, dying, values, pool, arena_bytes }
+        Self { steps, constants, outputs, last, buffers, dying, values, pool, arena_bytes }
     }
 
     pub(super) fn buffers(&self) -> &[Range<usize>] {
@@ -299,12 +304,11 @@ impl Plan {
 
     /// What the steps have left.
     pub(super) fn outputs(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
-        let Self { constants, outputs, values, pool, .. } = self;
+        let Self { constants, outputs, last, values, pool, .. } = self;
         let mut results = Vec::with_capacity(outputs.len());
-        for (at, slot) in outputs.iter().enumerate() {
-            let last = !outputs[at + 1..].contains(slot);
+        for (slot, last) in outputs.iter().zip(&*last) {
             results.push(match slot {
-                Slot::Computed(value) if last => values[*value].take().ok_or(MISSING)?,
+                Slot::Computed(value) if *last => values[*value].take().ok_or(MISSING)?,
                 slot => read(*slot, inputs, constants, values)?.clone(),
             });
         }

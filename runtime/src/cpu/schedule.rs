@@ -43,6 +43,8 @@ pub(super) struct Schedule<'a> {
     pub(super) graph: &'a Graph,
     pub(super) shapes: &'a Shapes,
     pub(super) outputs: &'a [ValueId],
+    /// By value, whether it is one of them.
+    wanted: Vec<bool>,
     pub(super) forms: Vec<Form>,
     pub(super) made: Vec<Made>,
     pub(super) refused: HashMap<NodeId, Refusal>,
@@ -85,10 +87,13 @@ impl<'a> Schedule<'a> {
     pub(super) fn new(lowering: Lowering<'a>, outputs: &'a [ValueId]) -> Self {
         let (graph, shapes) = (lowering.graph(), lowering.shapes());
         let Lowering { forms, made, refused, .. } = lowering;
+        let mut wanted = vec![false; forms.len()];
+        outputs.iter().for_each(|value| wanted[value.index()] = true);
         let mut schedule = Self {
             graph,
             shapes,
             outputs,
+            wanted,
             uses: vec![0; made.len()],
             homes: vec![None; made.len()],
             plain: vec![false; forms.len()],
@@ -133,7 +138,7 @@ impl<'a> Schedule<'a> {
         };
         // What was plain a moment ago can stay it, unless the bytes themselves are asked for.
         let imported = matches!(self.made[of.made.0].make, Make::Import { .. });
-        let asked = matches!(self.forms[value.index()], Form::Bytes(_)) && self.outputs.contains(&value);
+        let asked = matches!(self.forms[value.index()], Form::Bytes(_)) && self.wanted[value.index()];
         (!imported || asked).then_some((of, form))
     }
 

@@ -330,6 +330,9 @@ fn extremes_are_found_among_bytes() {
         ("ArgMin", 1, 1, small),
         ("ArgMax", -1, 1, small),
         ("ArgMin", 3, 0, small),
+        // One pixel lies the same in both orders, and is no list of channels along its last dimension.
+        ("ArgMax", 3, 0, [1, 5, 1, 1]),
+        ("ArgMax", 1, 0, [1, 5, 1, 1]),
     ];
     for (operator, axis, last, dims) in cases {
         // Few values, so that there are equal ones.
@@ -357,6 +360,116 @@ fn extremes_are_found_among_bytes() {
         let expected = crate::Data::I64(expected.collect());
         assert_eq!(outputs.get("at").map(Tensor::data), Some(&expected), "{operator} {axis} {last}");
     }
+}
+
+/// What lies in memory as something else would, or is added as something else would be.
+#[test]
+fn shapes_that_are_easily_mistaken_give_what_onnx_says() {
+    type Make = fn(&mut GraphProto);
+    let cases: [(&str, &[usize], Make); 8] = [
+        ("Softmax along a dimension of 1", &[1, 5, 1, 1], |graph| {
+            graph.node.push(op("Softmax", &["x.f"]).with_int("axis", -1));
+        }),
+        ("MatMul of a pooled column and a row", &[1, 6, 4], |graph| {
+            graph.node.push(NodeProto::new("GlobalAveragePool", "", ["x.f"], ["p"]));
+            quantise(graph, "p", 0.03, 120);
+            sliced(graph, "x.f", [0, 1, 1], "row");
+            graph.node.push(op("MatMul", &["p.f", "row"]));
+        }),
+        ("mean along a dimension of 1", &[1, 5, 3, 3], |graph| {
+            graph.node.push(NodeProto::new("GlobalAveragePool", "", ["x.f"], ["p"]));
+            quantise(graph, "p", 0.03, 120);
+            let mean = NodeProto::new("ReduceMean", "", ["p.f"], ["m"]).with_ints("axes", &[3]);
+            graph.node.push(mean.with_int("keepdims", 1));
+            quantise(graph, "m", 0.03, 120);
+            graph.node.push(op("Flatten", &["m.f"]));
+        }),
+        ("a bias for each row", &[4, 6], |graph| product(graph, &[4, 1])),
+        ("a bias for each column", &[4, 6], |graph| product(graph, &[1, 4])),
+        ("channels of what was reshaped", &[4, 8], |graph| {
+            graph.initializer.push(TensorProto::i64("wide", &[2], &[2, 16]));
+            graph.node.push(NodeProto::new("Reshape", "", ["x.f", "wide"], ["r"]));
+            sliced(graph, "r", [3, 8, 1], "y");
+        }),
+        ("channels of what is reshaped later", &[4, 8], |graph| {
+            graph.initializer.push(TensorProto::i64("wide", &[2], &[2, 16]));
+            graph.initializer.push(TensorProto::i64("square", &[2], &[4, 4]));
+            sliced(graph, "x.f", [0, 4, 1], "part");
+            graph.node.push(NodeProto::new("Reshape", "", ["x.f", "wide"], ["r"]));
+            graph.node.push(NodeProto::new("Reshape", "", ["part", "square"], ["again"]));
+            graph.node.push(NodeProto::new("Split", "", ["r"], ["left", "right"]).with_int("axis", 1));
+            graph.node.push(NodeProto::new("Mul", "", ["left", "right"], ["m"]));
+            quantise(graph, "m", 0.05, 10);
+            graph.node.push(NodeProto::new("Reshape", "", ["m.f", "square"], ["n"]));
+            graph.node.push(op("Mul", &["n", "again"]));
+        }),
+        ("scales whose product is none", &[4, 4], |graph| {
+            graph.initializer.push(TensorProto::f32("huge", &[], &[1e30]));
+            graph.node.push(NodeProto::new("DequantizeLinear", "", ["x.q", "huge", "x.zero"], ["h"]));
+            graph.node.push(op("MatMul", &["h", "h"]));
+        }),
+    ];
+    for (name, dims, make) in cases {
+        let mut graph = frame(dims);
+        make(&mut graph);
+        quantise(&mut graph, "y", 0.05, 100);
+        let mut next = random(11);
+        let mut bytes: Vec<u8> = (0..dims.iter().product()).map(|_| next() as u8).collect();
+        if name.starts_with("scales") {
+            bytes.fill(INPUT_ZERO);
+        }
+        let ours = run(graph.clone(), dims, &bytes, EngineChoice::Auto);
+        let float = run(graph, dims, &bytes, EngineChoice::Tract);
+        match (&ours, &float) {
+            (Ok(ours), Ok(float)) => assert!(nearly_equal(ours, float), "{name}: {ours:?} {float:?}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+fn sliced(graph: &mut GraphProto, of: &str, [first, end, axis]: [i64; 3], to: &str) {
+    for (name, value) in [("first", first), ("end", end), ("axis", axis)] {
+        graph.initializer.push(TensorProto::i64(name, &[1], &[value]));
+    }
+    graph.node.push(NodeProto::new("Slice", "slice", [of, "first", "end", "axis"], [to]));
+}
+
+fn product(graph: &mut GraphProto, bias: &[usize]) {
+    let weights: Vec<i8> = (0..24).map(|i| i * 5 - 60).collect();
+    graph.initializer.extend([
+        TensorProto::i8("w", &[6, 4], &weights),
+        TensorProto::f32("ws", &[], &[0.01]),
+        TensorProto::f32("b", bias, &[-2.0, 0.0, 2.0, 4.0]),
+    ]);
+    graph.node.push(NodeProto::new("DequantizeLinear", "", ["w", "ws"], ["w.f"]));
+    graph.node.push(op("Gemm", &["x.f", "w.f", "b"]));
+}
+
+/// Each table takes 256 bytes a channel, each quantised result tables or weights of its own: a small file must not ask
+/// for more than it is worth.
+#[test]
+fn what_would_take_much_memory_is_refused() {
+    let whys = |graph: GraphProto| -> Vec<String> {
+        fixtures::model(ModelProto::new(graph, 17)).explain().rows.into_iter().map(|row| row.why).collect()
+    };
+    let count = |whys: &[String], what: &str| whys.iter().filter(|why| why.contains(what)).count();
+    let mut graph = frame(&[1, 5000, 1, 1]);
+    graph.initializer.push(TensorProto::f32("slopes", &[5000, 1, 1], &[0.5; 5000]));
+    graph.node.push(NodeProto::new("MaxPool", "", ["x.f"], ["pool"]).with_ints("kernel_shape", &[1, 1]));
+    graph.node.push(op("PRelu", &["pool", "slopes"]));
+    quantise(&mut graph, "y", 0.05, 100);
+    assert_eq!(count(&whys(graph), "it has too many channels"), 1);
+    let mut graph = frame(&[1, 3, 2, 2]);
+    graph.initializer.push(TensorProto::f32("slopes", &[3, 1, 1], &[0.5; 3]));
+    graph.node.push(op("PRelu", &["x.f", "slopes"]));
+    graph.output.clear();
+    for i in 0..10 {
+        let (scale, q) = (format!("scale.{i}"), format!("q.{i}"));
+        graph.initializer.push(TensorProto::f32(&scale, &[], &[0.05 + i as f32]));
+        graph.node.push(NodeProto::new("QuantizeLinear", "", ["y", &scale], [&q]));
+        graph.output.push(ValueInfoProto { name: q, r#type: None });
+    }
+    assert_eq!(count(&whys(graph), "in too many ways"), 2);
 }
 
 #[test]

@@ -135,22 +135,20 @@ impl Engine for Images {
     }
 
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
-        let mut results: Vec<Tensor> = vec![];
+        let mut results: Vec<(Vec<usize>, Data)> = vec![];
         for image in 0..self.count {
             let own: Vec<Tensor> =
                 inputs.iter().map(|tensor| part(tensor, image, self.count)).collect::<Result<_, _>>()?;
             let outputs = self.engine.run(&own.iter().collect::<Vec<_>>())?;
-            results = if image == 0 {
-                outputs
+            if image == 0 {
+                results = outputs.into_iter().map(|one| begun(one, self.count)).collect();
             } else {
-                results
-                    .into_iter()
-                    .zip(outputs)
-                    .map(|(all, one)| joined(all, one))
-                    .collect::<Result<_, _>>()?
-            };
+                let pairs = results.iter_mut().zip(outputs);
+                pairs.map(|((_, all), one)| joined(all, one.into_data())).collect::<Result<(), _>>()?;
+            }
         }
-        Ok(results)
+        let whole = |(dims, data)| Tensor::new(dims, data).map_err(|e| e.to_string());
+        results.into_iter().map(whole).collect()
     }
 
     fn arena_bytes(&self) -> Option<usize> {
@@ -182,21 +180,32 @@ fn part(tensor: &Tensor, image: usize, count: usize) -> Result<Tensor, String> {
     Tensor::new(dims, data).map_err(|e| e.to_string())
 }
 
-fn joined(all: Tensor, one: Tensor) -> Result<Tensor, String> {
-    let mut dims = all.shape().to_vec();
+/// The first image's, with room for all of them: what grew with each would be moved with each.
+fn begun(one: Tensor, count: usize) -> (Vec<usize>, Data) {
+    let mut dims = one.shape().to_vec();
     if let Some(first) = dims.first_mut() {
-        *first += 1;
+        *first = count;
     }
-    let data = match (all.into_data(), one.into_data()) {
-        (Data::F32(a), Data::F32(b)) => Data::F32([a, b].concat()),
-        (Data::U8(a), Data::U8(b)) => Data::U8([a, b].concat()),
-        (Data::I8(a), Data::I8(b)) => Data::I8([a, b].concat()),
-        (Data::I32(a), Data::I32(b)) => Data::I32([a, b].concat()),
-        (Data::I64(a), Data::I64(b)) => Data::I64([a, b].concat()),
-        (Data::Bool(a), Data::Bool(b)) => Data::Bool([a, b].concat()),
+    let more = one.data().len().saturating_mul(count.saturating_sub(1));
+    let data = each!(one.into_data(), list => {
+        let mut list = list;
+        list.reserve_exact(more);
+        list
+    });
+    (dims, data)
+}
+
+fn joined(all: &mut Data, one: Data) -> Result<(), String> {
+    match (all, one) {
+        (Data::F32(a), Data::F32(b)) => a.extend(b),
+        (Data::U8(a), Data::U8(b)) => a.extend(b),
+        (Data::I8(a), Data::I8(b)) => a.extend(b),
+        (Data::I32(a), Data::I32(b)) => a.extend(b),
+        (Data::I64(a), Data::I64(b)) => a.extend(b),
+        (Data::Bool(a), Data::Bool(b)) => a.extend(b),
         _ => return Err("an output changed its type".into()),
-    };
-    Tensor::new(dims, data).map_err(|e| e.to_string())
+    }
+    Ok(())
 }
 
 #[cfg(test)]

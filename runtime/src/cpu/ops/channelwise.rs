@@ -41,7 +41,7 @@ fn constants(
 
 pub(super) fn lower_prelu(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let (input, slopes) = constants(lowering, id, 1, 0)?;
-    Ok(outcome(id, input, move |x, c| if x < 0.0 { x * slopes[c] } else { x }))
+    outcome(id, input, move |x, c| if x < 0.0 { x * slopes[c] } else { x })
 }
 
 /// Add, Sub, Mul and Div of an activation and a constant for each channel, which is not quantised.
@@ -53,7 +53,7 @@ pub(super) fn lower_arithmetic(lowering: &mut Lowering<'_>, id: NodeId) -> Resul
     if lowering.shape_in(lowering.output(id)?, input.order)? != input.shape {
         return Err(Refusal::Form("a constant stretches it"));
     }
-    Ok(outcome(id, input, move |x, c| {
+    outcome(id, input, move |x, c| {
         let (a, b) = if first { (constants[c], x) } else { (x, constants[c]) };
         match operator.as_str() {
             "Add" => a + b,
@@ -61,7 +61,7 @@ pub(super) fn lower_arithmetic(lowering: &mut Lowering<'_>, id: NodeId) -> Resul
             "Mul" => a * b,
             _ => a / b,
         }
-    }))
+    })
 }
 
 /// BatchNormalization 7 to 15, not in training.
@@ -78,10 +78,20 @@ pub(super) fn lower_normalisation(lowering: &mut Lowering<'_>, id: NodeId) -> Re
         return Err(Refusal::Form("its parameters are no constants"));
     };
     let apply = move |x: f32, c: usize| (x - mean[c]) / (variance[c] + epsilon).sqrt() * scale[c] + bias[c];
-    Ok(outcome(id, input, apply))
+    outcome(id, input, apply)
 }
 
-fn outcome(id: NodeId, input: Activation, apply: impl Fn(f32, usize) -> f32 + 'static) -> Outcome {
+/// A table has 256 bytes, and no network this is made for has more channels.
+const CHANNELS_MAX: usize = 4096;
+
+fn outcome(
+    id: NodeId,
+    input: Activation,
+    apply: impl Fn(f32, usize) -> f32 + 'static,
+) -> Result<Outcome, Refusal> {
+    if input.shape.c > CHANNELS_MAX {
+        return Err(Refusal::Form("it has too many channels"));
+    }
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let real = |q: usize| (q as f32 - f32::from(input.quantity.zero)) * input.quantity.scale;
         let byte = |x: f32| {
@@ -91,7 +101,7 @@ fn outcome(id: NodeId, input: Activation, apply: impl Fn(f32, usize) -> f32 + 's
         let table = |c: usize| std::array::from_fn(|q| byte(apply(real(q), c)));
         Ok(Box::new(Channelwise { tables: (0..input.shape.c).map(table).collect() }))
     };
-    Outcome::Pending(Pending::new(id, &[input], input.shape, finish))
+    Ok(Outcome::Pending(Pending::new(id, &[input], input.shape, finish)))
 }
 
 struct Channelwise {

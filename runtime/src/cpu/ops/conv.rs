@@ -23,8 +23,12 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let ([m, c], window) = filter(lowering, id)?;
     let weights = Weights::read(lowering, id, m, c * window.kernel[0] * window.kernel[1], 0, input.quantity)?;
     let geometry = Geometry::new(&window, input.shape, output)?;
-    // Shape inference has seen that the channels are a multiple of the group's.
-    let groups = input.shape.c / c.max(1);
+    let groups = lowering.graph().proto(id).int("group").unwrap_or(1);
+    let groups = usize::try_from(groups).unwrap_or(0);
+    let fits = groups > 0 && groups.checked_mul(c) == Some(input.shape.c) && m.is_multiple_of(groups);
+    if !fits || m != output.c {
+        return Err(Refusal::Form("its channels do not fit its groups"));
+    }
     let packing = lowering.packing();
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let sums = weights.sums(input.quantity, result, target)?;
@@ -97,7 +101,11 @@ impl Weights {
             n if n == rows && fixed.axis.rem_euclid(rank.max(1)) == axis => fixed.scales,
             _ => return Err(Refusal::Form("its weights have scales along another axis")),
         };
-        if values.len() != rows * columns || !scales.iter().all(|s| s.is_normal() && *s > 0.0) {
+        let empty = rows == 0 || columns == 0;
+        if empty
+            || rows.checked_mul(columns) != Some(values.len())
+            || !scales.iter().all(|s| s.is_normal() && *s > 0.0)
+        {
             return Err(Refusal::Form("its weights have a scale or a size that makes no sense"));
         }
         let bias = bias(lowering, id, &scales, input)?;

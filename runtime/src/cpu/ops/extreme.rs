@@ -3,20 +3,23 @@
 //! ONNX ArgMax and ArgMin 1 to 13. What comes out is an index, in as many bytes as it takes, so that it ends what runs on
 //! bytes with a meaning.
 
-use super::super::{
-    describe::{Description, Extreme},
-    lower::{Activation, Lowering, Outcome, Refusal},
-    plan::{Context, Operation, Order, Shape, View, ViewMut},
+use super::{
+    super::{
+        describe::{Description, Extreme},
+        lower::{Activation, Lowering, Outcome, Refusal},
+        plan::{Context, Operation, Order, Shape, View, ViewMut},
+    },
+    layout::dimension,
 };
 use crate::graph::NodeId;
 
 pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.activation(id, 0)?;
     let value = lowering.input(id, 0).ok_or(Refusal::Form("it has no input"))?;
-    let rank = lowering.shapes().of(value).map_or(0, <[usize]>::len) as i64;
+    let rank = lowering.shapes().of(value).map_or(0, <[usize]>::len);
     let proto = lowering.graph().proto(id);
-    let order = match proto.int("axis").unwrap_or(0).rem_euclid(rank.max(1)) {
-        last if last == rank - 1 => Order::RowMajor,
+    let order = match dimension(proto.int("axis").unwrap_or(0), rank)? {
+        last if last + 1 == rank => Order::RowMajor,
         1 => Order::ChannelsLast,
         _ => return Err(Refusal::Form("it runs along another dimension than the channels")),
     };

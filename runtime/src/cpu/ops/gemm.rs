@@ -30,13 +30,23 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let (inputs, outputs) = (input.shape.c, output.c);
     let transposed = proto.int("transB").unwrap_or(0) == 1;
     let fixed = lowering.fixed(id, 1);
-    let is_matrix = |dims: &[i64]| dims.len() == 2;
-    if fixed.is_none_or(|f| f.tensor.elements() != inputs.checked_mul(outputs) || !is_matrix(&f.tensor.dims))
-    {
+    let sides = if transposed { [outputs, inputs] } else { [inputs, outputs] };
+    if fixed.is_none_or(|f| f.tensor.shape().is_none_or(|dims| dims != sides)) {
         return Err(Refusal::Form("its weights are no constant matrix"));
     }
     if output.pixels() != input.shape.pixels() {
         return Err(Refusal::Form("its rows are not those of its input"));
+    }
+    if let Some(bias) = lowering.input(id, 2) {
+        // One for each column; as many for the rows would be added elsewhere.
+        let dims = lowering.shapes().of(bias).ok_or(Refusal::Form("a shape that is not known"))?;
+        let by_column = match dims {
+            [] => outputs == 1,
+            [rows @ .., columns] => *columns == outputs && rows.iter().all(|d| *d == 1),
+        };
+        if !by_column {
+            return Err(Refusal::Form("its bias is not one for each column"));
+        }
     }
     let weights =
         Weights::read(lowering, id, outputs, inputs, if transposed { 0 } else { 1 }, input.quantity)?;

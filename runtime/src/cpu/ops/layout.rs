@@ -80,6 +80,10 @@ impl Source {
         let shape = lowering.shape_in(output, order)?;
         let dims: Vec<(usize, Step)> = memory(dims.len(), order).into_iter().map(|d| dims[d]).collect();
         let dims = if dims.is_empty() { vec![(1, Step::default())] } else { dims };
+        let bytes = dims.iter().try_fold(1usize, |bytes, (size, _)| bytes.checked_mul(*size));
+        if bytes != Some(shape.bytes()) || dims.last().map(|(size, _)| *size) != Some(shape.c) {
+            return Err(Refusal::Form("its sizes make no sense"));
+        }
         let made = lowering.step(id, &[self.activation], shape, Box::new(Strided::new(&dims, start)));
         Ok(Activation { made, offset: 0, shape, ..self.activation })
     }
@@ -130,6 +134,13 @@ fn output(lowering: &Lowering<'_>, id: NodeId, index: usize) -> Result<ValueId, 
     output.ok_or(Refusal::Form("one of its outputs is missing"))
 }
 
+/// The dimension that an axis of so many is; none outside of them.
+pub(super) fn dimension(axis: i64, rank: usize) -> Result<usize, Refusal> {
+    let axis = if axis < 0 { axis.saturating_add(rank as i64) } else { axis };
+    let axis = usize::try_from(axis).ok().filter(|axis| *axis < rank);
+    axis.ok_or(Refusal::Form("its axis makes no sense"))
+}
+
 pub(super) fn ints(
     lowering: &Lowering<'_>,
     id: NodeId,
@@ -161,7 +172,7 @@ pub(super) fn lower_transpose(lowering: &mut Lowering<'_>, id: NodeId) -> Result
         if let Ok(shape) = lowering.shape_in(to, order)
             && wanted == lies
         {
-            return Ok(Outcome::Real(lowering.reshaped(id, source.activation, shape, order)));
+            return Ok(Outcome::Real(lowering.reshaped(id, source.activation, shape, order)?));
         }
     }
     let dims: Vec<(usize, Step)> = perm.iter().map(|d| (source.dims[*d], source.steps[*d])).collect();
@@ -191,9 +202,7 @@ pub(super) fn lower_split(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Out
     let source = Source::of(lowering, id)?;
     let proto = lowering.graph().proto(id);
     let axis = proto.int("axis").unwrap_or(0);
-    let rank = source.dims.len() as i64;
-    let axis = usize::try_from(if axis < 0 { axis.saturating_add(rank) } else { axis }).ok();
-    let axis = axis.filter(|a| *a < source.dims.len()).ok_or(Refusal::Form("its axis makes no sense"))?;
+    let axis = dimension(axis, source.dims.len())?;
     let sizes = ints(lowering, id, 1, "split")?;
     let outputs = lowering.graph().node(id).outputs.len();
     let sizes = split_sizes(source.dims[axis], sizes.as_deref(), outputs);
@@ -254,10 +263,12 @@ pub(super) fn lower_expand(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Ou
     if dims.len() != source.dims.len() {
         return Err(Refusal::Form("it adds dimensions"));
     }
-    let dim = |(d, size): (usize, &usize)| {
-        (*size, if source.dims[d] == *size { source.steps[d] } else { Step::default() })
+    let dim = |(d, size): (usize, &usize)| match source.dims[d] {
+        own if own == *size => Ok((*size, source.steps[d])),
+        1 => Ok((*size, Step::default())),
+        _ => Err(Refusal::Form("its sizes make no sense")),
     };
-    let dims: Vec<_> = dims.iter().enumerate().map(dim).collect();
+    let dims = dims.iter().enumerate().map(dim).collect::<Result<Vec<_>, _>>()?;
     Ok(Outcome::Real(source.moved(lowering, id, to, &dims, Step::default())?))
 }
 
@@ -290,6 +301,15 @@ pub(super) fn lower_blocks(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Ou
     let block = proto.int("blocksize").and_then(|b| usize::try_from(b).ok()).filter(|b| *b > 0);
     let b = block.ok_or(Refusal::Form("its blocks make no sense"))?;
     let Shape { w, c, .. } = input.shape;
+    let (small, large) =
+        if proto.op_type == "DepthToSpace" { (input.shape, output) } else { (output, input.shape) };
+    let times = |side: usize| side.checked_mul(b);
+    if times(small.h) != Some(large.h)
+        || times(small.w) != Some(large.w)
+        || times(large.c).and_then(times) != Some(small.c)
+    {
+        return Err(Refusal::Form("its blocks do not fill its input"));
+    }
     // For each pixel of the larger side within a block: which channels of the smaller side are its.
     let dims = if proto.op_type == "DepthToSpace" {
         let depth = output.c;
@@ -309,15 +329,12 @@ pub(super) fn lower_blocks(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Ou
             (c, Step::channels(1)),
         ]
     };
-    let area = dims.iter().map(|(size, _)| size).product::<usize>();
-    if area != output.bytes() || area != input.shape.bytes() {
-        return Err(Refusal::Form("its blocks do not fill its input"));
-    }
+    let area = output.bytes();
     // Written as pixels of `c` channels, read as pixels of `output.c`.
     let written = Shape { h: 1, w: area / dims[4].0, c: dims[4].0 };
     let made = lowering.step(id, &[input], written, Box::new(Strided::new(&dims, Step::default())));
     let moved = Activation { made, offset: 0, shape: written, ..input };
-    Ok(Outcome::Real(lowering.reshaped(id, moved, output, Order::ChannelsLast)))
+    Ok(Outcome::Real(lowering.reshaped(id, moved, output, Order::ChannelsLast)?))
 }
 
 /// A node that gives its input another shape.
@@ -348,11 +365,11 @@ pub(super) fn lower_reshape(lowering: &mut Lowering<'_>, id: NodeId) -> Result<O
             if let Some(shape) =
                 channels.filter(|s| activation.order == Order::ChannelsLast && s.c == activation.shape.c)
             {
-                return Ok(Outcome::Real(lowering.reshaped(id, activation, shape, Order::ChannelsLast)));
+                return Ok(Outcome::Real(lowering.reshaped(id, activation, shape, Order::ChannelsLast)?));
             }
             let shape = lowering.shape_in(to, Order::RowMajor)?;
             let activation = lowering.ordered(id, activation, from, Order::RowMajor)?;
-            Ok(Outcome::Real(lowering.reshaped(id, activation, shape, Order::RowMajor)))
+            Ok(Outcome::Real(lowering.reshaped(id, activation, shape, Order::RowMajor)?))
         }
         _ => Err(Refusal::Form("its input is not quantised")),
     }

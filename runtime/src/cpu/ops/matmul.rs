@@ -32,8 +32,14 @@ pub(super) fn lower(
     let left = lowering.ordered(id, left, a, Order::RowMajor)?;
     let right = lowering.ordered(id, right, b, Order::RowMajor)?;
     let output = lowering.shape_in(lowering.output(id)?, Order::RowMajor)?;
+    if output.pixels() != left.shape.pixels() || output.c != n {
+        return Err(Refusal::Form("its sizes make no sense"));
+    }
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let multiplier = left.quantity.scale * right.quantity.scale / result.scale;
+        if !multiplier.is_finite() {
+            return Err(Refusal::Form("its scales are too far apart"));
+        }
         let zeros = [left.quantity.zero.into(), right.quantity.zero.into()];
         Ok(Box::new(Product { m, k, n, zeros, multiplier, target, table: None }))
     };

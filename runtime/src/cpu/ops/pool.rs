@@ -9,9 +9,12 @@ use super::{
         lower::{Activation, Lowering, Outcome, Pending, Refusal},
         plan::{Context, Operation, Order, Quantity, Shape, View, ViewMut},
     },
-    layout::ints,
+    layout::{dimension, ints},
 };
 use crate::{graph::NodeId, shape};
+
+const NO_SENSE: Refusal = Refusal::Form("its sizes make no sense");
+const FAR_APART: Refusal = Refusal::Form("its scales are too far apart");
 
 pub(super) fn lower_average(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.channels_last(id, 0)?;
@@ -20,12 +23,19 @@ pub(super) fn lower_average(lowering: &mut Lowering<'_>, id: NodeId) -> Result<O
     if !(1..=1 << 22).contains(&area) {
         return Err(Refusal::Form("its input is empty or too large"));
     }
+    let output = lowering.output_shape(id)?;
+    if output != (Shape { h: 1, w: 1, c: input.shape.c }) {
+        return Err(NO_SENSE);
+    }
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let multiplier = input.quantity.scale / (result.scale * area as f32);
+        if !multiplier.is_finite() {
+            return Err(FAR_APART);
+        }
         let zero_sum = i32::from(input.quantity.zero) * area as i32;
         Ok(Box::new(GlobalAverage { channels: input.shape.c, area, zero_sum, multiplier, target }))
     };
-    Ok(Outcome::Mean(input, Pending::new(id, &[input], lowering.output_shape(id)?, finish)))
+    Ok(Outcome::Mean(input, Pending::new(id, &[input], output, finish)))
 }
 
 struct GlobalAverage {
@@ -70,15 +80,16 @@ pub(super) fn lower_mean(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outc
     let value = lowering.input(id, 0).ok_or(Refusal::Form("it has no input"))?;
     let rank = lowering.shapes().of(value).map_or(0, <[usize]>::len);
     let axes = ints(lowering, id, 1, "axes")?.unwrap_or_default();
-    let mut axes: Vec<i64> = axes.into_iter().map(|a| a.rem_euclid(rank.max(1) as i64)).collect();
+    let axes = axes.into_iter().map(|axis| dimension(axis, rank));
+    let mut axes: Vec<usize> = axes.collect::<Result<_, _>>()?;
     axes.sort_unstable();
-    let spatial: Vec<i64> = (2..rank as i64).collect();
+    let spatial: Vec<usize> = (2..rank).collect();
     let output = lowering.output(id)?;
     let (order, over_pixels) = if rank > 2 && axes == spatial {
         (Order::ChannelsLast, true)
     } else if axes == [1] && rank > 2 {
         (Order::ChannelsLast, false)
-    } else if axes == [rank as i64 - 1] {
+    } else if rank > 0 && axes == [rank - 1] {
         (Order::RowMajor, false)
     } else {
         return Err(Refusal::Form("it is no mean of all pixels or of all channels"));
@@ -92,9 +103,13 @@ pub(super) fn lower_mean(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outc
     let (shape, order) = if keeps { (kept, order) } else { (lowering.shape_in(output, rows)?, rows) };
     let count = input.shape.bytes() / kept.bytes();
     if shape.bytes() != kept.bytes() || count > 1 << 22 {
-        return Err(Refusal::Form("its sizes make no sense"));
+        return Err(NO_SENSE);
     }
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
+        // The largest sum there can be.
+        if !(input.quantity.scale * (255 * count) as f32 / result.scale).is_finite() {
+            return Err(FAR_APART);
+        }
         let channels = [input.shape.c, shape.c];
         Ok(Box::new(Mean { over_pixels, channels, count, from: input.quantity, scale: result.scale, target }))
     };
@@ -150,18 +165,24 @@ impl Operation for Mean {
     }
 }
 
-fn window(lowering: &Lowering<'_>, id: NodeId) -> Result<shape::Window, Refusal> {
+/// Of two dimensions, that makes such an output of such an input.
+fn window(lowering: &Lowering<'_>, id: NodeId, [from, to]: [Shape; 2]) -> Result<shape::Window, Refusal> {
+    let rank = lowering.input(id, 0).and_then(|value| lowering.shapes().of(value)).map(<[usize]>::len);
     let proto = lowering.graph().proto(id);
     let kernel: Option<Vec<usize>> =
         proto.ints("kernel_shape").and_then(|k| k.iter().map(|k| usize::try_from(*k).ok()).collect());
-    let kernel = kernel.filter(|k| k.len() == 2).ok_or(Refusal::Form("it has not two spatial dimensions"))?;
-    shape::Window::of(proto, &kernel).ok_or(Refusal::Form("its window makes no sense"))
+    let kernel = kernel
+        .filter(|k| k.len() == 2 && rank == Some(4))
+        .ok_or(Refusal::Form("it has not two spatial dimensions"))?;
+    let window = shape::Window::of(proto, &kernel).ok_or(Refusal::Form("its window makes no sense"))?;
+    let fits = from.c == to.c && window.output(&[from.h, from.w]).is_some_and(|out| out == [to.h, to.w]);
+    if fits { Ok(window) } else { Err(NO_SENSE) }
 }
 
 pub(super) fn lower_window_average(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
-    let window = window(lowering, id)?;
+    let window = window(lowering, id, [input.shape, output])?;
     let counts_padding = lowering.graph().proto(id).int("count_include_pad").unwrap_or(0) != 0;
     let finish = move |result: Quantity, target: Target| -> Result<Box<dyn Operation>, Refusal> {
         let (window, values) = (window.clone(), Box::new(reals(input.quantity)));
@@ -257,6 +278,9 @@ fn with_padding(window: &shape::Window, d: usize, out: usize, size: usize) -> us
 pub(super) fn lower_global_max(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
+    if output != (Shape { h: 1, w: 1, c: input.shape.c }) {
+        return Err(NO_SENSE);
+    }
     let window = shape::Window {
         kernel: vec![input.shape.h, input.shape.w],
         strides: vec![1, 1],
@@ -271,7 +295,7 @@ pub(super) fn lower_global_max(lowering: &mut Lowering<'_>, id: NodeId) -> Resul
 pub(super) fn lower_max(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
-    let window = window(lowering, id)?;
+    let window = window(lowering, id, [input.shape, output])?;
     // The largest byte has the largest value.
     let made = lowering.step(id, &[input], output, Box::new(Max { window, input: input.shape, output }));
     Ok(Outcome::Real(Activation { made, offset: 0, shape: output, ..input }))

@@ -139,7 +139,8 @@ fn nearest(proto: &NodeProto, opset: i64, at: f32, from: usize) -> Option<usize>
         "ceil" => at.ceil(),
         _ => return None,
     };
-    Some(at.clamp(0.0, from as f32 - 1.0) as usize)
+    // As integers: f32 has no place for the last of more than 2^24.
+    Some((at.max(0.0) as usize).min(from.saturating_sub(1)))
 }
 
 /// Two neighbours and what of each.
@@ -152,8 +153,9 @@ pub(crate) struct Mix {
 impl Mix {
     fn of(place: f32, size: usize) -> Self {
         let place = place.clamp(0.0, size as f32 - 1.0);
-        let first = place as usize;
-        let second = (first + 1).min(size - 1);
+        let last = size.saturating_sub(1);
+        let first = (place as usize).min(last);
+        let second = (first + 1).min(last);
         if first == second {
             return Self { at: [first, second], weights: [0.5, 0.5] };
         }

@@ -7,7 +7,7 @@ use super::{
         lower::{Activation, Lowering, Outcome, Refusal},
         plan::{Context, Operation, View, ViewMut},
     },
-    layout::ints,
+    layout::{dimension, ints},
 };
 use crate::{graph::NodeId, plain::padded};
 
@@ -75,11 +75,12 @@ fn selected(
     let output = lowering.output_shape(id)?;
     let mut along = along.into_iter();
     let channels = along.next().ok_or(Refusal::Form("it has no channels"))?;
+    let count = channels.len();
     let stays = channels.len() == input.shape.c && channels.iter().enumerate().all(|(i, at)| *at == Some(i));
     let channels = if stays { Channels::All(input.shape.c) } else { Channels::Some(channels) };
     let columns = along.next_back().unwrap_or_else(|| vec![Some(0)]);
     let rows = along.next_back().unwrap_or_else(|| vec![Some(0)]);
-    if rows.len() * columns.len() != output.pixels() {
+    if [rows.len(), columns.len(), count] != [output.h, output.w, output.c] {
         return Err(Refusal::Form("its sizes make no sense"));
     }
     let operation = Select { rows, columns, channels, width: input.shape.w, fill };
@@ -132,8 +133,7 @@ pub(super) fn lower_gather(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Ou
     if rank != Some(1) {
         return Err(Refusal::Form("its indices are no list"));
     }
-    let axis =
-        lowering.graph().proto(id).int("axis").unwrap_or(0).rem_euclid(dims.len().max(1) as i64) as usize;
+    let axis = dimension(lowering.graph().proto(id).int("axis").unwrap_or(0), dims.len())?;
     let mut along: Vec<Vec<Option<usize>>> = dims.iter().map(|d| (0..*d).map(Some).collect()).collect();
     let length = dims[axis] as i64;
     let inside = |i: &i64| (-length..length).contains(i).then(|| Some(i.rem_euclid(length) as usize));

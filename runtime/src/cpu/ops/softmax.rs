@@ -1,11 +1,14 @@
 //! Softmax over the channels: exponentials from a table, since differences of bytes are bytes. They are whole numbers, so that
 //! they add up to the same in any order.
 
-use super::super::{
-    describe::Description,
-    kernels::{Target, rint},
-    lower::{Lowering, Outcome, Pending, Refusal},
-    plan::{Context, Operation, Order, Quantity, View, ViewMut},
+use super::{
+    super::{
+        describe::Description,
+        kernels::{Target, rint},
+        lower::{Lowering, Outcome, Pending, Refusal},
+        plan::{Context, Operation, Order, Quantity, View, ViewMut},
+    },
+    layout::dimension,
 };
 use crate::graph::NodeId;
 
@@ -16,15 +19,15 @@ const NARROW_MAX: usize = 2048;
 pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.activation(id, 0)?;
     let value = lowering.input(id, 0).ok_or(Refusal::Form("it has no input"))?;
-    let rank = lowering.shapes().of(value).map_or(0, <[usize]>::len) as i64;
+    let rank = lowering.shapes().of(value).map_or(0, <[usize]>::len);
     let old = lowering.graph().opset() < 13;
     let axis = lowering.graph().proto(id).int("axis").unwrap_or(if old { 1 } else { -1 });
-    let axis = axis.rem_euclid(rank.max(1));
-    if old && axis != rank - 1 {
+    let axis = dimension(axis, rank)?;
+    if old && axis + 1 != rank {
         return Err(Refusal::Form("it spans more than one dimension"));
     }
     let order = match axis {
-        last if last == rank - 1 => Order::RowMajor,
+        last if last + 1 == rank => Order::RowMajor,
         1 => Order::ChannelsLast,
         _ => return Err(Refusal::Form("it runs along another dimension than the channels")),
     };

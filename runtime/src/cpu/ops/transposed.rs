@@ -18,6 +18,9 @@ use crate::{graph::NodeId, shape};
 /// Each has weights of its own.
 const PARTS_MAX: usize = 64;
 
+/// Parts that see no tap have weights all the same; all together may have so many times the node's.
+const COPIES_MAX: usize = 16;
+
 pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, Refusal> {
     let input = lowering.channels_last(id, 0)?;
     let output = lowering.output_shape(id)?;
@@ -32,13 +35,13 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
     let shape::Pads::Explicit(pads) = &window.pads else {
         return Err(Refusal::Form("its padding is not written out"));
     };
-    if window.strides[0] * window.strides[1] > PARTS_MAX {
+    if window.strides[0].saturating_mul(window.strides[1]) > PARTS_MAX {
         return Err(Refusal::Form("its strides are large"));
     }
     let [kw, taps] = [window.kernel[1], window.kernel[0] * window.kernel[1]];
     let depth = c / groups;
     let weights = Weights::read(lowering, id, output.c, depth * taps, 1, input.quantity)?;
-    let mut parts = vec![];
+    let (mut parts, mut copied) = (vec![], 0);
     for y in sides(&window, 0, pads[0], input.shape.h, output.h) {
         let y = y?;
         for x in sides(&window, 1, pads[1], input.shape.w, output.w) {
@@ -57,6 +60,10 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, id: NodeId) -> Result<Outcome, 
             let taps_seen: Vec<usize> = pairs.collect();
             // `[C, M / groups, taps]` becomes `[M, C / groups, taps that are seen]`.
             let seen = geometry.kernel[0] * geometry.kernel[1];
+            copied += seen;
+            if copied > COPIES_MAX * taps {
+                return Err(Refusal::Form("its strides are far larger than its window"));
+            }
             let weights = weights.picked(depth * seen, |row, column| {
                 let (channel, tap) = (row / per_group * depth + column / seen, taps_seen.get(column % seen)?);
                 Some((channel * per_group + row % per_group) * taps + tap)

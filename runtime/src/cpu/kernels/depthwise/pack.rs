@@ -57,6 +57,13 @@ pub(super) struct Chunk {
     pub(super) sums: usize,
 }
 
+/// How many groups and terms [`terms`] gives.
+fn counted([kh, kw]: [usize; 2], dilation: usize) -> [usize; 2] {
+    let beside = kh % 4 == 1 && kw > 1 && dilation == 1;
+    let below = (kh - usize::from(beside)).div_ceil(4);
+    if beside { [below + 1, below * kw + kw.div_ceil(4)] } else { [below, below * kw] }
+}
+
 fn terms([kh, kw]: [usize; 2], dilation: usize) -> (Vec<Group>, Vec<Term>) {
     let beside = kh % 4 == 1 && kw > 1 && dilation == 1;
     let below = if beside { kh - 1 } else { kh };
@@ -106,12 +113,11 @@ impl Filters {
         weight: impl Fn(usize, usize, usize) -> i8,
     ) -> Self {
         let Planes { channels, kernel: [kh, kw], strides, dilations, .. } = planes;
-        let (groups, terms) = terms(planes.kernel, dilations[1]);
         let mut filters = Self {
             isa,
             planes,
-            terms,
-            groups,
+            terms: vec![],
+            groups: vec![],
             chunks: vec![],
             weights: Bytes::zeroed(0),
             bias: vec![],
@@ -120,8 +126,10 @@ impl Filters {
             plain: None,
         };
         let span = (PIXELS - 1) * strides[1] + (kw - 1) * dilations[1] + 1;
-        let fits = span * filters.groups.len() * 64 * 4 <= SCRATCH && kh <= ROWS_MAX && channels >= 16;
-        let fits = fits && filters.terms.len() <= TERMS_MAX;
+        // Counted first: a huge window would have terms many times its weights.
+        let [groups, terms_needed] = counted(planes.kernel, dilations[1]);
+        let fits = span * groups * 64 * 4 <= SCRATCH && kh <= ROWS_MAX && channels >= 16;
+        let fits = fits && terms_needed <= TERMS_MAX;
         if !fits || isa.widths().is_empty() {
             let weights = (0..channels)
                 .flat_map(|c| (0..kh * kw).map(move |t| (c, t)))
@@ -130,6 +138,7 @@ impl Filters {
             filters.plain = Some(Plain { weights: weights.collect(), bias, multiplier });
             return filters;
         }
+        (filters.groups, filters.terms) = terms(planes.kernel, dilations[1]);
         let mut weights = vec![];
         for (first, lanes) in chunks(channels, isa.widths()) {
             filters.chunks.push(Chunk { first, lanes, weights: weights.len(), sums: filters.bias.len() });
@@ -151,5 +160,20 @@ impl Filters {
         filters.weights.copy_from_slice(&weights);
         filters.blank = vec![planes.zero; channels];
         filters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_are_counted_as_they_are() {
+        for kernel in (1..11).flat_map(|kh| (1..11).map(move |kw| [kh, kw])) {
+            for dilation in 1..3 {
+                let (groups, terms) = terms(kernel, dilation);
+                assert_eq!(counted(kernel, dilation), [groups.len(), terms.len()], "{kernel:?} {dilation}");
+            }
+        }
     }
 }
