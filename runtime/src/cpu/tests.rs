@@ -400,8 +400,8 @@ fn shapes_that_are_easily_mistaken_give_what_onnx_says() {
             graph.node.push(NodeProto::new("Split", "", ["r"], ["left", "right"]).with_int("axis", 1));
             graph.node.push(NodeProto::new("Mul", "", ["left", "right"], ["m"]));
             quantise(graph, "m", 0.05, 10);
-            graph.node.push(NodeProto::new("Reshape", "", ["m.f", "square"], ["n"]));
-            graph.node.push(op("Mul", &["n", "again"]));
+            graph.node.push(NodeProto::new("Reshape", "", ["m.f", "square"], ["moved"]));
+            graph.node.push(op("Mul", &["moved", "again"]));
         }),
         ("scales whose product is none", &[4, 4], |graph| {
             graph.initializer.push(TensorProto::f32("huge", &[], &[1e30]));
