@@ -9,6 +9,7 @@ mod arithmetic;
 mod layout;
 mod linear;
 mod normalise;
+mod pad;
 mod pool;
 mod quantise;
 mod reduce;
@@ -16,7 +17,8 @@ mod spread;
 mod unary;
 mod vectors;
 
-pub(crate) use layout::{padded, parts as split_sizes, sliced, squeezed, unsqueezed};
+pub(crate) use layout::{parts as split_sizes, sliced, squeezed, unsqueezed};
+pub(crate) use pad::padded;
 pub(crate) use pool::Pool;
 pub(crate) use spread::Workers;
 pub(crate) use unary::function;
@@ -73,7 +75,7 @@ fn find(operator: &str) -> Option<Operator> {
         "Expand" => layout::expand,
         "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Dropout" => layout::reshape,
         "Gather" => layout::gather,
-        "Pad" => layout::pad,
+        "Pad" => pad::pad,
         "Range" => layout::range,
         "Shape" => layout::shape,
         "Size" => layout::count,
