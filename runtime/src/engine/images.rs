@@ -143,8 +143,8 @@ impl Engine for Images {
             if image == 0 {
                 results = outputs.into_iter().map(|one| begun(one, self.count)).collect();
             } else {
-                let pairs = results.iter_mut().zip(outputs);
-                pairs.map(|((_, all), one)| joined(all, one.into_data())).collect::<Result<(), _>>()?;
+                let mut pairs = results.iter_mut().zip(outputs);
+                pairs.try_for_each(|((_, all), one)| joined(all, one.into_data()))?;
             }
         }
         let whole = |(dims, data)| Tensor::new(dims, data).map_err(|e| e.to_string());
