@@ -138,9 +138,11 @@ params! {
 params! {
     /// As are all of the float kernels': offsets in quads of four channels; `first_a`, `first_b`, `then_a` and `then_b` the
     /// bits of f32. `columns` counts groups of `out` quads of output channels; `group_words`: quads that one group of a
-    /// grouped convolution has, or more than there are.
+    /// grouped convolution has, or more than there are; `out_first`, `out_down` and `out_right`: pixels of the output to the first
+    /// result, from row to row and from column to column.
     FloatConvolutionParams:
-    in_base in_stride in_width in_height out_base out_stride out_width out_words pixels columns depth
+    in_base in_stride in_width in_height out_base out_stride out_width out_words out_first out_down out_right
+    pixels columns depth
     kernel_h kernel_w stride_h stride_w dilation_h dilation_w top left zeros weights bias group_words
     first first_a first_b skip_base skip_stride then then_a then_b
 }

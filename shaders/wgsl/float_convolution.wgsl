@@ -1,6 +1,7 @@
 // Convolution of any window; a fully connected layer is one whose window is all of the image. A thread computes PIXELS pixels
 // by OUT quads of channels. Weights lie as [tap][input channel][quad of output channels]. SPLIT threads share the input channels
-// of a tile, and add up in workgroup memory; with a SPLIT of 1 none is used.
+// of a tile, and add up in workgroup memory; with a SPLIT of 1 none is used. Results of a window that is not POINTWISE may lie
+// apart, with others between them, so that a transposed convolution is several of these.
 #if SPLIT > 1
 var<workgroup> partial_sums: array<vec4<f32>, $(LANES * PIXELS * OUT)>;
 #end
@@ -28,9 +29,13 @@ fn main(
     let pixel_$(p) = min(first + $(p)u, params.pixels - 1u);
 #if POINTWISE
     let from_$(p) = base + pixel_$(p) * params.in_stride;
+    let to_$(p) = pixel_$(p);
 #else
-    let y_$(p) = pixel_$(p) / params.out_width * params.stride_h - params.top;
-    let x_$(p) = pixel_$(p) % params.out_width * params.stride_w - params.left;
+    let row_of_$(p) = pixel_$(p) / params.out_width;
+    let column_of_$(p) = pixel_$(p) % params.out_width;
+    let y_$(p) = row_of_$(p) * params.stride_h - params.top;
+    let x_$(p) = column_of_$(p) * params.stride_w - params.left;
+    let to_$(p) = params.out_first + row_of_$(p) * params.out_down + column_of_$(p) * params.out_right;
 #end
 #for o in 0..OUT
 #if SPLIT > 1
@@ -90,11 +95,17 @@ fn main(
         let own = column + i % $(OUT)u;
         let pixel = first + i / $(OUT)u;
         if own < params.out_words && pixel < params.pixels {
+#if POINTWISE
+            let to = pixel;
+#else
+            let to = params.out_first + pixel / params.out_width * params.out_down
+                + pixel % params.out_width * params.out_right;
+#end
             var sum = fixed(params.bias + own);
 #for s in 0..SPLIT
             sum += partial_sums[i * $(LANES)u + $(s * (LANES / SPLIT))u + tile];
 #end
-            put(params.out_base + pixel * params.out_stride + own, finished(sum, own, pixel));
+            put(params.out_base + to * params.out_stride + own, finished(sum, own, to));
         }
     }
 #else
@@ -102,8 +113,8 @@ fn main(
     if column + $(o)u < params.out_words {
 #for p in 0..PIXELS
         if first + $(p)u < params.pixels {
-            let place = params.out_base + (first + $(p)u) * params.out_stride + column + $(o)u;
-            put(place, finished(sum_$(p)_$(o), column + $(o)u, first + $(p)u));
+            let place = params.out_base + to_$(p) * params.out_stride + column + $(o)u;
+            put(place, finished(sum_$(p)_$(o), column + $(o)u, to_$(p)));
         }
 #end
     }

@@ -7,7 +7,9 @@
 use std::time::Duration;
 
 use andon_agent::clock::{Clock, SystemClock};
-use andon_runtime::{EngineChoice, Model, Session, Tensor, TimedBy, chosen_gpu, multiply_accumulate};
+use andon_runtime::{
+    EngineChoice, Model, Session, StepTime, Tensor, TimedBy, chosen_gpu, multiply_accumulate,
+};
 use anyhow::{Context, Result, ensure};
 
 use super::{bench::quantile, say};
@@ -81,10 +83,16 @@ pub(super) fn show(
     ))
 }
 
-/// The parts of a run by this machine's clock, then each dispatch by the GPU's own, beside its peak of 8-bit dot products;
+/// The parts of a run by this machine's clock, then each dispatch by the GPU's own, beside its peak of 8-bit dot products, or of f32;
 /// the fastest of all runs.
 fn on_gpu(model: &Model, session: &mut Session, inputs: &[(&str, Tensor)], runs: u32) -> Result<()> {
-    let steps = model.explain_for(EngineChoice::Gpu).steps;
+    let explanation = model.explain_for(EngineChoice::Gpu);
+    // Float networks have no plan: their steps are nodes.
+    let is_float = explanation.steps.is_empty();
+    let of = |step: usize| match is_float {
+        true => explanation.rows.get(step).map(|row| (&*row.node, row.macs)),
+        false => explanation.steps.get(step).map(|step| (&*step.node, step.macs)),
+    };
     let clock = SystemClock::new();
     let adapter = chosen_gpu().map_err(anyhow::Error::msg)?;
     let peaks = adapter.measure(&|| clock.elapsed()).map_err(anyhow::Error::msg)?;
@@ -96,20 +104,22 @@ fn on_gpu(model: &Model, session: &mut Session, inputs: &[(&str, Tensor)], runs:
         }
     }
     // What every dispatch's time has in it.
-    let empty = best.pop_if(|one| one.clock == TimedBy::Gpu && one.step.is_none());
+    let empty = best.pop_if(|one| one.clock != TimedBy::Host && one.step.is_none());
     let empty = empty.map_or(0.0, |one| one.time.as_secs_f64());
-    let sum = |clock| best.iter().filter(|one| one.clock == clock).map(|one| one.time).sum::<Duration>();
-    let totals = [TimedBy::Host, TimedBy::Gpu].map(sum);
+    let is_dispatch = |one: &&StepTime| one.clock != TimedBy::Host;
+    let sum =
+        |on_gpu| best.iter().filter(|one| is_dispatch(one) == on_gpu).map(|one| one.time).sum::<Duration>();
+    let totals = [false, true].map(sum);
+    let (peak, ceiling) = match is_float {
+        true => (peaks.f32_gflops, "f32"),
+        false => (peaks.dot4_gops, "dot4"),
+    };
     say(format_args!(
         "{:>4}  {:<36} {:>9} {:>6} {:>8} {:>7} {:>7}  {}\n",
         "step", "node", "us", "share", "GMAC/s", "of peak", "inside", "what"
     ))?;
-    let mut last = None;
-    for one in &best {
-        let step = one.step.and_then(|step| steps.get(step));
-        // Of several dispatches of a step the last does its work.
-        let first = last.replace(one.step) != Some(one.step);
-        let name = step.map_or("", |step| &step.node);
+    for (at, one) in best.iter().enumerate() {
+        let (name, macs) = one.step.and_then(of).unwrap_or_default();
         let name: String = name.chars().skip(name.chars().count().saturating_sub(36)).collect();
         let number = one.step.map_or(String::new(), |step| step.to_string());
         let (microseconds, [host, gpu]) = (one.time.as_secs_f64() * 1e6, totals.map(|t| t.as_secs_f64()));
@@ -120,20 +130,25 @@ fn on_gpu(model: &Model, session: &mut Session, inputs: &[(&str, Tensor)], runs:
             say(format_args!("{:>25}  {}\n", "", one.kernel))?;
             continue;
         }
-        let macs = step.and_then(|step| step.macs).filter(|_| first).unwrap_or(0) as f64;
-        let seconds = one.time.as_secs_f64();
+        // Behind the last of several dispatches of a step stands what they come to together.
+        let is_same = |other: &&StepTime| is_dispatch(other) && other.step == one.step;
+        let is_last = best[at + 1..].iter().find(is_same).is_none();
+        let of_step: Vec<f64> = best.iter().filter(is_same).map(|other| other.time.as_secs_f64()).collect();
+        let macs = macs.filter(|_| is_last).unwrap_or(0) as f64;
+        let (seconds, empty) = (of_step.iter().sum::<f64>(), empty * of_step.len() as f64);
         let rate = |seconds: f64| macs / seconds.max(1e-9) / 1e9;
-        let of_peak = |rate: f64| 100.0 * 2.0 * rate / peaks.dot4_gops.max(1e-9);
+        let of_peak = |rate: f64| 100.0 * 2.0 * rate / peak.max(1e-9);
         let inside = rate((seconds - empty).max(seconds / 10.0));
         let (rate, inside) = (rate(seconds), of_peak(inside));
         say(format_args!("{rate:>8.1} {:>6.1}% {inside:>6.1}%  {}\n", of_peak(rate), one.kernel))?;
     }
-    let dispatches = best.iter().filter(|one| one.clock == TimedBy::Gpu).count();
+    let dispatches = best.iter().filter(is_dispatch).count();
+    let repeated = best.iter().any(|one| one.clock == TimedBy::Repeated);
+    let whose = if repeated { ", by this machine's clock since the driver has none" } else { "" };
     let [host, gpu] = totals.map(|time| time.as_secs_f64() * 1e3);
     say(format_args!(
-        "a run {host:.3} ms, its {dispatches} dispatches {gpu:.3} ms together, in each of which a pass of one workgroup has {:.2} us (not counted inside); dot4 {:.0} GOPS, copy {:.1} GB/s, {:.2} us a dispatch, of which CPU {:.2} us\n",
+        "a run {host:.3} ms, its {dispatches} dispatches {gpu:.3} ms together{whose}, in each of which a pass of one workgroup has {:.2} us (not counted inside); {ceiling} {peak:.0} G/s, copy {:.1} GB/s, {:.2} us a dispatch, of which CPU {:.2} us\n",
         empty * 1e6,
-        peaks.dot4_gops,
         peaks.copy_gbs,
         peaks.dispatch_us,
         peaks.encode_us

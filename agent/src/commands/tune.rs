@@ -26,6 +26,9 @@ pub(crate) struct TuneArgs {
     /// Threads that the engine on the CPU may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
+    /// Keep a float network's numbers as f16 on the GPU
+    #[arg(long)]
+    half: bool,
     /// Seconds for trying kernels, at most
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
@@ -51,7 +54,8 @@ pub(crate) fn run(args: &TuneArgs) -> anyhow::Result<()> {
     let (input_shapes, picture) = frames(args, &model)?;
     let picture = picture.as_ref().map(|(sides, meaning)| (*sides, meaning));
     let (model, input_shapes, threads) = (&model, &*input_shapes, args.threads.into());
-    let workload = Workload { model, input_shapes, threads, picture, adapter: None };
+    let workload =
+        Workload { model, input_shapes, threads, picture, adapter: None, half_precision: args.half };
     let tuning = tune(&workload, &Digest::of(&bytes).to_string(), &clock, budget);
     let tuning = tuning.map_err(anyhow::Error::msg)?;
     let text = serde_json::to_string_pretty(&tuning)?;

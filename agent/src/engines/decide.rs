@@ -143,6 +143,7 @@ pub(super) mod tests {
             gpu_ms,
             threads: 1,
             picture: None,
+            half_precision: false,
             untuned: None,
             wrong: 0,
             kernels: vec![],

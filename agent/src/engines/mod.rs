@@ -252,8 +252,14 @@ impl Engines {
         let tuned = in_time("gpu-tune", TUNING_WAIT, move || {
             let Network { model, input_shapes, picture, .. } = &network;
             let picture = picture.as_ref().map(|(sides, meaning)| (*sides, meaning));
-            let workload =
-                Workload { model, input_shapes, threads: THREADS, picture, adapter: Some(&adapter) };
+            let workload = Workload {
+                model,
+                input_shapes,
+                threads: THREADS,
+                picture,
+                adapter: Some(&adapter),
+                half_precision: false,
+            };
             Ok(tune(&workload, &name, &clock, TUNING_BUDGET))
         });
         match tuned {
@@ -513,6 +519,31 @@ mod tests {
             measures(&path);
             assert_ne!(fs::read_to_string(&path).unwrap(), other);
         }
+    }
+
+    #[test]
+    fn a_float_network_is_measured_and_compared_as_well() {
+        if !can_test() {
+            return;
+        }
+        let graph = GraphProto {
+            name: "mixes channels".into(),
+            input: vec![ValueInfoProto::new("x", DataType::Float, &[1, 8, 6, 6])],
+            output: vec![ValueInfoProto::new("y", DataType::Float, &[1, 4, 6, 6])],
+            initializer: vec![TensorProto::f32("w", &[4, 8, 1, 1], &[0.5; 32])],
+            node: vec![NodeProto::new("Conv", "", ["x", "w"], ["y"])],
+            ..Default::default()
+        };
+        let model = Model::load(&ModelProto::new(graph, 17).to_bytes(), &Limits::default()).unwrap();
+        let network = Network { model, digest: Digest::of(b"mixes"), ..network() };
+        let dir = tempfile::tempdir().unwrap();
+        let choice = |asked| engines(dir.path(), asked, true).choose(&network);
+        let auto = choice(EngineChoice::Auto);
+        assert!(auto.why.contains(" ms (tuned 2026-11-26)"), "{auto:?}");
+        assert_eq!(choice(EngineChoice::Gpu).engine, EngineChoice::Gpu);
+        let notes = Notes::new(Arc::new(SystemDisk), dir.path());
+        let checked = notes.checked().into_iter().find(|checked| checked.model == network.name()).unwrap();
+        assert_eq!((checked.report.wrong, checked.report.left), (vec![], vec![]));
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use crate::tensor::{Data, Tensor};
 
-/// Whether two results are of one network: drivers may round a byte otherwise in a thousand.
-pub(crate) fn agree(expected: &[Tensor], actual: &[Tensor]) -> Result<(), String> {
+/// How far f32 outputs of a network of int8 may be away, of their range: a few steps of a byte.
+pub(crate) const NEAR: f32 = 1.0 / 64.0;
+
+/// Whether two results are of one network: drivers may round a byte otherwise in a thousand. `near`: how far f32 may be
+/// away, of its range.
+pub(crate) fn agree(expected: &[Tensor], actual: &[Tensor], near: f32) -> Result<(), String> {
     /// Of the elements of bytes, by 1.
     const ROUNDED: f64 = 1e-3;
-    /// Of the range of f32: a few steps of a byte.
-    const NEAR: f32 = 1.0 / 64.0;
     if expected.len() != actual.len() {
         return Err(format!("{} outputs, expected {}", actual.len(), expected.len()));
     }
@@ -19,7 +21,7 @@ pub(crate) fn agree(expected: &[Tensor], actual: &[Tensor]) -> Result<(), String
             (Data::F32(a), Data::F32(b)) => {
                 let finite = || a.iter().copied().filter(|v| v.is_finite());
                 let (low, high) = (finite().fold(0.0, f32::min), finite().fold(0.0, f32::max));
-                let near = NEAR * (high - low);
+                let near = near * (high - low);
                 let far = a.iter().zip(b).find(|(a, b)| {
                     !((**a - **b).abs() <= near || a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
                 });
@@ -52,6 +54,10 @@ pub(crate) fn agree(expected: &[Tensor], actual: &[Tensor]) -> Result<(), String
 mod tests {
     use super::*;
 
+    fn near(expected: &[Tensor], actual: &[Tensor]) -> Result<(), String> {
+        agree(expected, actual, NEAR)
+    }
+
     fn tensor(values: &[f32]) -> Tensor {
         Tensor::f32(vec![values.len()], values.to_vec()).unwrap()
     }
@@ -63,11 +69,11 @@ mod tests {
             changed.iter().for_each(|(at, value)| bytes[*at] = *value);
             [Tensor::new(vec![2_000], Data::U8(bytes)).unwrap()]
         };
-        assert!(agree(&bytes(&[]), &bytes(&[(3, 101), (1_999, 99)])).is_ok());
-        assert!(agree(&bytes(&[]), &bytes(&[(3, 102)])).is_err());
-        assert!(agree(&bytes(&[]), &bytes(&[(3, 101), (4, 101), (5, 101)])).is_err());
-        assert!(agree(&[tensor(&[0.0, 1.0])], &[tensor(&[0.01, 1.0])]).is_ok());
-        assert!(agree(&[tensor(&[0.0, 1.0])], &[tensor(&[0.02, 1.0])]).is_err());
-        assert!(agree(&[tensor(&[0.0, 1.0])], &[tensor(&[f32::NAN, 1.0])]).is_err());
+        assert!(near(&bytes(&[]), &bytes(&[(3, 101), (1_999, 99)])).is_ok());
+        assert!(near(&bytes(&[]), &bytes(&[(3, 102)])).is_err());
+        assert!(near(&bytes(&[]), &bytes(&[(3, 101), (4, 101), (5, 101)])).is_err());
+        assert!(near(&[tensor(&[0.0, 1.0])], &[tensor(&[0.01, 1.0])]).is_ok());
+        assert!(near(&[tensor(&[0.0, 1.0])], &[tensor(&[0.02, 1.0])]).is_err());
+        assert!(near(&[tensor(&[0.0, 1.0])], &[tensor(&[f32::NAN, 1.0])]).is_err());
     }
 }

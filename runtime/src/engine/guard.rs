@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Engine, agree, guarded};
+use super::{Engine, NEAR, agree, guarded};
 use crate::tensor::{Data, Tensor};
 
 /// Time since some fixed moment: the runtime reads no clock itself.
@@ -411,7 +411,7 @@ impl Engine for Guard {
         if self.compares(inputs, &outputs) {
             self.owed = true;
             let expected = self.trusted.run(inputs)?;
-            if let Err(reason) = agree(&expected, &outputs) {
+            if let Err(reason) = agree(&expected, &outputs, NEAR) {
                 self.fail(Failure::Mismatch, reason);
                 return Ok(expected);
             }

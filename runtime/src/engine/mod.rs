@@ -6,15 +6,17 @@ mod images;
 mod qdq;
 pub(crate) mod tract;
 
-pub(crate) use agree::agree;
+pub(crate) use agree::{NEAR, agree};
 pub use guard::{Busy, Clock, Failure, GuardEvent, GuardPolicy};
 
 use crate::{
     cpu::{Isa, Sketch},
     gpu::{self, FloatGpu, Gpu},
-    model::LoadError,
+    graph::ValueId,
+    model::{LoadError, Model},
     onnx::DataType,
     session::{EngineChoice, Guarding, Request},
+    shape::Shapes,
     tensor::Tensor,
 };
 
@@ -84,6 +86,8 @@ pub struct StepTime {
 pub enum TimedBy {
     /// The GPU's own, around one dispatch, in a run with a pass for each.
     Gpu,
+    /// The host's, around a submission of that dispatch alone, many times over: drivers without a clock.
+    Repeated,
     /// The host's, in a run as all are: these parts are one after the other and make up the whole.
     Host,
 }
@@ -91,7 +95,7 @@ pub enum TimedBy {
 /// The engine asked for, or the first that does well by the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
     if choice == EngineChoice::Auto
-        && request.tuning.is_some_and(|tuning| gpu::wins(tuning, request.adapter))
+        && request.tuning.is_some_and(|tuning| gpu::wins(tuning, request.adapter, request.half))
         && let Ok(engine) = build(EngineChoice::Gpu, request)
     {
         return Ok(engine);
@@ -136,6 +140,31 @@ pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<d
         return Ok(Box::new(alone.over(engine)));
     }
     whole(choice, request)
+}
+
+/// The engine of a network that needs no GPU.
+pub(crate) fn trusted(
+    model: &Model,
+    inputs: &[(ValueId, Vec<usize>)],
+    shapes: &Shapes,
+    outputs: &[ValueId],
+    threads: usize,
+) -> Result<Box<dyn Engine>, String> {
+    let request = Request {
+        model,
+        inputs,
+        shapes,
+        outputs,
+        threads,
+        pinned: false,
+        half: false,
+        pictures: None,
+        tuning: None,
+        pipelines: None,
+        adapter: None,
+        guarding: None,
+    };
+    build(EngineChoice::Auto, &request).map_err(|error| error.to_string())
 }
 
 fn whole(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use andon_shaders::Variant;
+use andon_shaders::{Float, Variant};
 use serde::{Deserialize, Serialize};
 
 use super::tune::Tuning;
@@ -40,9 +40,59 @@ pub enum Task {
         pixels: usize,
         words: usize,
     },
+    /// Of a float network, as are those below, `half` with f16 in memory. `words` and `depth` count quads of channels, `group`
+    /// those of a group's outputs where there are several groups.
+    FloatConvolution {
+        pixels: usize,
+        words: usize,
+        taps: usize,
+        depth: usize,
+        group: Option<usize>,
+        pointwise: bool,
+        half: bool,
+    },
+    FloatDepthwise {
+        rows: usize,
+        columns: usize,
+        words: usize,
+        window: Option<[u32; 3]>,
+        half: bool,
+    },
+    FloatMean {
+        pixels: usize,
+        words: usize,
+        half: bool,
+    },
+}
+
+/// Pixels and words of output channels of a tile, and how many threads share it.
+fn tile(variant: Variant) -> Option<[usize; 3]> {
+    let [pixels, out, split] = match variant {
+        Variant::Convolution { pixels, out, split, .. }
+        | Variant::Float { kernel: Float::Convolution { pixels, out, split, .. }, .. } => {
+            [pixels, out, split]
+        }
+        Variant::Tiled { pixels, out, .. } => [pixels, out, 1],
+        _ => return None,
+    };
+    Some([pixels as usize, out as usize, split as usize])
+}
+
+/// Threads that a convolution takes.
+fn threads([pixels, words, _]: [usize; 3], [p, o, split]: [usize; 3]) -> usize {
+    pixels.div_ceil(p) * words.div_ceil(o) * split
 }
 
 impl Task {
+    /// Pixels and words that a convolution makes, and the depth of what it reads.
+    fn sizes(&self) -> Option<[usize; 3]> {
+        match *self {
+            Self::Convolution { pixels, words, depth, .. }
+            | Self::FloatConvolution { pixels, words, depth, .. } => Some([pixels, words, depth]),
+            _ => None,
+        }
+    }
+
     /// All that can run it.
     pub(crate) fn variants(&self) -> Vec<Variant> {
         match *self {
@@ -65,6 +115,25 @@ impl Task {
             Self::Mean { .. } => [8, 1].map(|parts| Variant::Mean { parts }).to_vec(),
             Self::Softmax { .. } => [16, 1].map(|parts| Variant::Softmax { parts }).to_vec(),
             Self::Position { .. } => [16, 1].map(|parts| Variant::Position { parts }).to_vec(),
+            Self::FloatConvolution { pixels, words, depth, group, pointwise, half, .. } => {
+                let fits = |variant: &Variant| {
+                    tile(*variant).is_some_and(|[p, out, split]| {
+                        p <= pixels.next_power_of_two()
+                            && out <= words.next_power_of_two()
+                            && group.is_none_or(|own| own.is_multiple_of(out))
+                            && (split == 1 || split <= depth)
+                    })
+                };
+                let all = Float::convolutions(pointwise).into_iter();
+                all.map(|kernel| Variant::Float { kernel, half }).filter(fits).collect()
+            }
+            Self::FloatDepthwise { window, half, .. } => {
+                let all = Float::depthwise(window).into_iter();
+                all.map(|kernel| Variant::Float { kernel, half }).collect()
+            }
+            Self::FloatMean { half, .. } => {
+                [8, 1].map(|parts| Variant::Float { kernel: Float::Mean { parts }, half }).to_vec()
+            }
         }
     }
 }
@@ -114,11 +183,12 @@ impl Choices {
     pub(crate) fn tried(&self, task: Task) -> Vec<Variant> {
         let variants = task.variants();
         let fits = |variant: &&Variant| match variant {
-            Variant::Convolution { pixels, out, split, real, .. } => {
+            Variant::Convolution { pixels, out, real, .. } => {
                 (self.largest || pixels * out <= 4)
                     && !(self.whole && *real)
-                    && self.may_fill(task, [*pixels, *out], *split)
+                    && self.may_fill(task, **variant)
             }
+            Variant::Float { .. } => self.may_fill(task, **variant),
             Variant::Depthwise { real, .. } => !(self.whole && *real),
             Variant::Tiled { .. } => self.largest,
             _ => true,
@@ -132,27 +202,22 @@ impl Choices {
 
     /// How far a variant is from as many threads as fill the GPU, in eighths of a doubling; of equal ones the larger tiles
     /// come first.
-    fn distance(&self, task: Task, variant: Variant) -> (u32, u32) {
-        let Task::Convolution { pixels, words, .. } = task else { return (0, 0) };
-        let (p, o, split) = match variant {
-            Variant::Convolution { pixels, out, split, .. } => (pixels, out, split),
-            Variant::Tiled { pixels, out, .. } => (pixels, out, 1),
-            _ => return (0, 0),
-        };
-        let threads = pixels.div_ceil(p as usize) * words.div_ceil(o as usize) * split as usize;
-        let doublings = (threads as f64 / self.threads as f64).log2();
-        ((8.0 * doublings.abs()) as u32, u32::MAX - p * o)
+    fn distance(&self, task: Task, variant: Variant) -> (u32, usize) {
+        let (Some(sizes), Some(tile)) = (task.sizes(), tile(variant)) else { return (0, 0) };
+        let doublings = (threads(sizes, tile) as f64 / self.threads as f64).log2();
+        ((8.0 * doublings.abs()) as u32, usize::MAX - tile[0] * tile[1])
     }
 
-    /// Whether to share each tile by `split` threads may gain: nothing where half as many fill the GPU already, nor where
+    /// Whether to share each tile by several threads may gain: nothing where half as many fill the GPU already, nor where
     /// twice as many are still far too few.
-    fn may_fill(&self, task: Task, [p, o]: [u32; 2], split: u32) -> bool {
-        let Task::Convolution { pixels, words, depth, .. } = task else { return true };
+    fn may_fill(&self, task: Task, variant: Variant) -> bool {
+        let (Some(sizes), Some(tile)) = (task.sizes(), tile(variant)) else { return true };
         if self.threads <= 1 {
             return true;
         }
-        let threads = pixels.div_ceil(p as usize) * words.div_ceil(o as usize) * split as usize;
-        let last = split == 16 || 2 * split as usize > depth;
+        let ([_, _, depth], [_, _, split]) = (sizes, tile);
+        let threads = threads(sizes, tile);
+        let last = split == 16 || 2 * split > depth;
         (split == 1 || threads < 4 * self.threads) && (last || threads >= self.threads / 16)
     }
 
@@ -201,6 +266,28 @@ impl Choices {
             Task::Softmax { pixels, words } | Task::Position { pixels, words } => {
                 variants[usize::from(words < 8 || pixels >= self.threads)]
             }
+            Task::FloatConvolution { .. } => {
+                let sizes = task.sizes().unwrap_or_default();
+                let all = || variants.iter().filter_map(|variant| Some((*variant, tile(*variant)?)));
+                let enough = |one: &(Variant, [usize; 3])| threads(sizes, one.1) >= self.threads;
+                // As large a tile as leaves enough threads to fill the GPU; what has too few is shared by several. Tiles of 4
+                // read a fourth of what single pixels do, so that they are shared rather than cut up.
+                let alone = all().filter(|(_, [_, _, split])| *split == 1).find(enough);
+                let shared = || all().filter(|(_, [p, o, _])| (*p, *o) == (4, 1)).find(enough);
+                let most = || all().max_by_key(|(_, tile)| threads(sizes, *tile));
+                let found = alone.or_else(shared).or_else(|| all().find(enough)).or_else(most);
+                found.map_or(variants[0], |(variant, _)| variant)
+            }
+            Task::FloatDepthwise { rows, columns, words, .. } => {
+                let enough = |variant: &&Variant| match variant {
+                    Variant::Float { kernel: Float::Depthwise { pixels, .. }, .. } => {
+                        rows * columns.div_ceil(*pixels as usize) * words >= self.threads
+                    }
+                    _ => false,
+                };
+                variants.iter().find(enough).or(variants.last()).copied().unwrap_or(variants[0])
+            }
+            Task::FloatMean { .. } => variants[usize::from(self.threads <= 1)],
         }
     }
 }

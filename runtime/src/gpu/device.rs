@@ -14,7 +14,7 @@ use std::{
 
 use andon_shaders::{ENTRY_POINT, PARAMS_BYTES, Variant, binding};
 
-use super::{cache::PipelineCache, trusted, tune::AdapterKey};
+use super::{cache::PipelineCache, transfer::WAIT_MAX, trusted, tune::AdapterKey};
 use crate::engine::guarded;
 
 /// Whether shaders check bounds on their own: ours are tested with checks, and run without.
@@ -124,6 +124,8 @@ pub(crate) struct Device {
     layout: wgpu::PipelineLayout,
     pipelines: HashMap<Variant, wgpu::ComputePipeline>,
     checks: Checks,
+    /// It tells the time of a single dispatch.
+    has_clock: bool,
     kept: Option<(Arc<PipelineCache>, wgpu::PipelineCache)>,
     /// The first thing that went wrong outside of any scope.
     fault: Arc<Mutex<Option<String>>>,
@@ -196,7 +198,27 @@ impl Device {
         scope.end()?;
         let info = adapter.get_info();
         let pipelines = HashMap::new();
-        Ok(Self { device, queue, info, bindings, layout, pipelines, checks, kept: None, fault })
+        let has_clock = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        Ok(Self { device, queue, info, bindings, layout, pipelines, checks, has_clock, kept: None, fault })
+    }
+
+    pub(crate) fn has_clock(&self) -> bool {
+        self.has_clock
+    }
+
+    /// As if the driver had none.
+    #[cfg(test)]
+    pub(crate) fn without_clock(self) -> Self {
+        Self { has_clock: false, ..self }
+    }
+
+    /// Waits until all that was submitted is done.
+    pub(crate) fn wait(&self) -> Result<(), String> {
+        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(WAIT_MAX) };
+        let waited = self.device.poll(wait);
+        // What went wrong before says more than that there is nothing to wait for.
+        self.fault().map_or(Ok(()), Err)?;
+        waited.map(drop).map_err(|e| e.to_string())
     }
 
     /// Whether kernels can read what the host writes where it writes it, at no loss.

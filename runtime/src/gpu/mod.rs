@@ -14,7 +14,7 @@ pub(crate) mod device;
 mod ends;
 mod exact;
 mod fault;
-mod float;
+pub(crate) mod float;
 mod golden;
 mod layout;
 mod lower;
@@ -307,11 +307,13 @@ impl Engine for Gpu {
     }
 
     fn profile(&mut self, inputs: &[&Tensor], clock: &Clock) -> Result<Vec<StepTime>, String> {
-        guarded(|| Ok([self.parts(inputs, clock)?, self.profiled(inputs)?].concat()))
+        guarded(|| Ok([self.parts(inputs, clock)?, self.profiled(inputs, clock)?].concat()))
     }
 }
 
-/// Whether a tuning is of the GPU that would be used, and found it faster.
-pub(crate) fn wins(tuning: &Tuning, adapter: Option<&AdapterKey>) -> bool {
-    tuning.engine == "gpu" && guarded(|| Ok(tuning.fits(&chosen(adapter)?.get_info()))).unwrap_or(false)
+/// Whether a tuning is of the GPU that would be used and of that precision, and found it faster.
+pub(crate) fn wins(tuning: &Tuning, adapter: Option<&AdapterKey>, half: bool) -> bool {
+    tuning.engine == "gpu"
+        && tuning.half_precision == half
+        && guarded(|| Ok(tuning.fits(&chosen(adapter)?.get_info()))).unwrap_or(false)
 }

@@ -1,10 +1,11 @@
 //! Where a run's time goes: its parts by the host's clock, and each dispatch by the GPU's own, in a pass of its own with a
-//! time before and one behind it.
+//! time before and one behind it. Where a driver has no such clock, a dispatch is submitted alone, once and many times over,
+//! and the host's says what more of it takes.
 
 use std::time::Duration;
 
 use super::{
-    Gpu,
+    Device, FloatGpu, Gpu,
     device::Scope,
     program::{Dispatch, Phase},
     run::Memory,
@@ -39,46 +40,45 @@ impl Gpu {
 
     /// What each dispatch takes, in one run. A pass a dispatch costs more than one for all, so that the sum is above what a
     /// run takes.
-    pub(super) fn profiled(&mut self, inputs: &[&Tensor]) -> Result<Vec<StepTime>, String> {
+    pub(super) fn profiled(&mut self, inputs: &[&Tensor], clock: &Clock) -> Result<Vec<StepTime>, String> {
         let Self { device, program, memory, cpu, .. } = self;
-        if !device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            return Err("the driver has no clock for single kernels".into());
-        }
-        /// Passes of one workgroup, of which the fastest counts.
-        const ENOUGH: usize = 16;
-        let (mut times, mut empty) = (vec![], 0.0);
+        let (mut times, mut empty) = (vec![], None);
         for (number, phase) in program.phases.iter().enumerate() {
             for step in &phase.steps {
                 cpu.run_step(*step, inputs)?;
             }
             memory.upload(device, (number, phase), cpu, inputs)?;
-            // A query set has so many places at most.
-            for first in (0..phase.dispatches.len()).step_by(PASSES_MAX) {
-                let range = first..(first + PASSES_MAX).min(phase.dispatches.len());
-                let stamps = memory.stamped(device, number, phase, range.clone())?;
-                for (dispatch, [start, end]) in phase.dispatches[range].iter().zip(stamps) {
-                    let ticks = end.saturating_sub(start) as f64;
-                    let nanoseconds = ticks * f64::from(device.queue.get_timestamp_period());
-                    let (step, kernel) = (Some(dispatch.step), format!("{:?}", dispatch.variant));
-                    let time = Duration::from_nanos(nanoseconds as u64);
-                    times.push(StepTime { step, kernel, clock: TimedBy::Gpu, time });
-                }
-            }
+            times.extend(memory.timed(device, (number, phase), clock)?);
             memory.download(device, phase, cpu)?;
-            // A pass has a price, whatever is in it.
             if number == 0 {
-                let one = |dispatch: &Dispatch| Dispatch { workgroups: [1, 1], ..dispatch.clone() };
-                let dispatches: Vec<Dispatch> = phase.dispatches.iter().take(ENOUGH).map(one).collect();
-                let count = dispatches.len();
-                let small = Phase { dispatches, ..Phase::default() };
-                let stamps = memory.stamped(device, number, &small, 0..count)?;
-                let ticks = stamps.iter().map(|[start, end]| end.saturating_sub(*start)).min().unwrap_or(0);
-                empty = ticks as f64 * f64::from(device.queue.get_timestamp_period());
+                empty = Some(memory.least(device, (number, phase), clock)?);
             }
         }
         cpu.outputs(inputs)?;
-        let (kernel, time) = (ONE_WORKGROUP.into(), Duration::from_nanos(empty as u64));
-        times.push(StepTime { step: None, kernel, clock: TimedBy::Gpu, time });
+        times.extend(empty);
+        Ok(times)
+    }
+}
+
+impl FloatGpu {
+    /// As of a network of int8.
+    pub(super) fn parts(&mut self, inputs: &[&Tensor], clock: &Clock) -> Result<Vec<StepTime>, String> {
+        let (mut times, mut last) = (vec![], clock.now());
+        let mut part = |kernel: String| {
+            let now = clock.now();
+            times.push(StepTime { step: None, kernel, clock: TimedBy::Host, time: now.saturating_sub(last) });
+            last = now;
+        };
+        let outputs = self.run_parts(inputs, &mut |moment| part(moment.to_string()))?;
+        part(format!("{} outputs taken", outputs.len()));
+        Ok(times)
+    }
+
+    /// What each dispatch takes, over whatever lies in the GPU's memory: a run's values, if there was one.
+    pub(super) fn profiled(&mut self, clock: &Clock) -> Result<Vec<StepTime>, String> {
+        let (device, program, memory) = self.executed();
+        let mut times = memory.timed(device, (0, &program.phases[0]), clock)?;
+        times.push(memory.least(device, (0, &program.phases[0]), clock)?);
         Ok(times)
     }
 }
@@ -89,14 +89,104 @@ const ONE_WORKGROUP: &str = "a pass of one workgroup";
 const PASSES_MAX: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
 
 impl Memory {
-    /// Runs some dispatches of a phase; for each the times before and behind it, in ticks.
+    /// What each dispatch of a phase takes: by the GPU's clock, else by the host's.
+    fn timed(
+        &self,
+        device: &Device,
+        numbered: (usize, &Phase),
+        clock: &Clock,
+    ) -> Result<Vec<StepTime>, String> {
+        let (number, phase) = numbered;
+        let timed = |(by, times): (TimedBy, Vec<Duration>)| {
+            let each = phase.dispatches.iter().zip(times);
+            let each = each.map(|(dispatch, time)| StepTime {
+                step: Some(dispatch.step),
+                kernel: format!("{:?}", dispatch.variant),
+                clock: by,
+                time,
+            });
+            each.collect()
+        };
+        if !device.has_clock() {
+            let each =
+                (0..phase.dispatches.len()).map(|at| self.repeated(device, (number, phase), at, clock));
+            return Ok(timed((TimedBy::Repeated, each.collect::<Result<_, _>>()?)));
+        }
+        let mut times = vec![];
+        // A query set has so many places at most.
+        for first in (0..phase.dispatches.len()).step_by(PASSES_MAX) {
+            let range = first..(first + PASSES_MAX).min(phase.dispatches.len());
+            times.extend(self.stamped(device, number, phase, range)?);
+        }
+        Ok(timed((TimedBy::Gpu, times)))
+    }
+
+    /// A pass has a price, whatever is in it.
+    fn least(
+        &self,
+        device: &Device,
+        (number, phase): (usize, &Phase),
+        clock: &Clock,
+    ) -> Result<StepTime, String> {
+        /// Passes of one workgroup, of which the fastest counts.
+        const ENOUGH: usize = 16;
+        let one = |dispatch: &Dispatch| Dispatch { workgroups: [1, 1], ..dispatch.clone() };
+        let dispatches: Vec<Dispatch> = phase.dispatches.iter().take(ENOUGH).map(one).collect();
+        let small = Phase { dispatches, ..Phase::default() };
+        let times = self.timed(device, (number, &small), clock)?;
+        let (kernel, none) = (ONE_WORKGROUP.to_owned(), (TimedBy::Gpu, Duration::ZERO));
+        let least = times.iter().map(|one| (one.clock, one.time)).min_by_key(|(_, time)| *time);
+        let (clock, time) = least.unwrap_or(none);
+        Ok(StepTime { step: None, kernel, clock, time })
+    }
+
+    /// By the host's clock: a dispatch so often in one submission that this takes a while, without what a submission takes.
+    fn repeated(
+        &self,
+        device: &Device,
+        numbered: (usize, &Phase),
+        at: usize,
+        clock: &Clock,
+    ) -> Result<Duration, String> {
+        const ENOUGH: Duration = Duration::from_millis(1);
+        const TIMES_MAX: u32 = 32;
+        let once = self.submitted(device, numbered, at, 1, clock)?;
+        let rest = (ENOUGH.as_nanos() / once.as_nanos().max(1)) as u32;
+        let rest = rest.clamp(1, TIMES_MAX - 1);
+        let often = self.submitted(device, numbered, at, 1 + rest, clock)?;
+        Ok(often.saturating_sub(once) / rest)
+    }
+
+    fn submitted(
+        &self,
+        device: &Device,
+        (number, phase): (usize, &Phase),
+        at: usize,
+        times: u32,
+        clock: &Clock,
+    ) -> Result<Duration, String> {
+        let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for _ in 0..times {
+                self.dispatch(&mut pass, device, number, phase, at..at + 1)?;
+            }
+        }
+        let commands = encoder.finish();
+        let begin = clock.now();
+        device.queue.submit([commands]);
+        device.wait()?;
+        Ok(clock.now().saturating_sub(begin))
+    }
+
+    /// By the GPU's clock: some dispatches of a phase, each in a pass of its own.
     fn stamped(
         &self,
-        device: &super::Device,
+        device: &Device,
         number: usize,
         phase: &Phase,
         range: std::ops::Range<usize>,
-    ) -> Result<Vec<[u64; 2]>, String> {
+    ) -> Result<Vec<Duration>, String> {
         let count = 2 * range.len() as u32;
         if count == 0 {
             return Ok(vec![]);
@@ -138,7 +228,12 @@ impl Memory {
         flight.land(device, &readback, |bytes| {
             let (stamps, _) = bytes.as_chunks::<8>();
             let (pairs, _) = stamps.as_chunks::<2>();
-            pairs.iter().map(|pair| pair.map(u64::from_le_bytes)).collect()
+            let taken = |[start, end]: [u64; 2]| {
+                let nanoseconds =
+                    end.saturating_sub(start) as f64 * f64::from(device.queue.get_timestamp_period());
+                Duration::from_nanos(nanoseconds as u64)
+            };
+            pairs.iter().map(|pair| taken(pair.map(u64::from_le_bytes))).collect()
         })
     }
 }

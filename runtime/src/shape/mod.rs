@@ -5,6 +5,7 @@
 //! operators that vision networks are made of; for others it falls back to what the file declares, or knows nothing,
 //! which is no error. It is one when an operator it knows cannot work on what it is given.
 
+pub(crate) mod interleave;
 mod refusals;
 mod rules;
 mod sizes;

@@ -1,9 +1,10 @@
 //! Concatenations, and what takes them apart.
 
 use super::{
-    kernels::{self, Spot},
+    kernels,
     look::Look,
     lower::{Home, Lowering, Share},
+    terms::Spot,
 };
 use crate::{
     cpu::Shape,

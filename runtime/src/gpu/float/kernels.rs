@@ -1,164 +1,30 @@
-//! Operators as dispatches: which variant of a kernel runs one, and what it is told. Where buffers lie in the arena is not
-//! known yet when a job is made, so that its parameters are a function of that.
+//! Operators as dispatches: which variant of a kernel runs one, and what it is told.
 
 use andon_shaders::{
     Float, FloatBinaryParams, FloatConvolutionParams, FloatCopyParams, FloatDepthwiseParams, FloatMeanParams,
-    FloatMixParams, FloatPlanesParams, FloatPoolParams, FloatSelectParams, NONE, activation,
+    FloatMixParams, FloatPlanesParams, FloatPoolParams, FloatSelectParams, NONE, Variant,
 };
 
 use super::{
-    super::choice::Choices,
+    super::choice::{Choices, Task},
     pack::{Constants, Filters},
+    terms::{Activation, Bases, Ending, Job, Lattice, Sliding, Spot},
 };
 use crate::cpu::{Mix, Shape};
 
-/// Where each buffer begins in the arena, in quads.
-pub(super) type Bases<'a> = &'a [usize];
-
-/// An activation in a buffer, in quads of four channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Spot {
-    pub(super) buffer: usize,
-    pub(super) first: usize,
-    /// From one pixel to the next.
-    pub(super) stride: usize,
-    pub(super) shape: Shape,
-}
-
-impl Spot {
-    /// All of a buffer of its own.
-    pub(super) fn whole(buffer: usize, shape: Shape) -> Self {
-        Self { buffer, first: 0, stride: shape.c.div_ceil(4), shape }
-    }
-
-    /// Quads of a pixel's channels.
-    pub(super) fn words(&self) -> usize {
-        self.shape.c.div_ceil(4)
-    }
-
-    /// Quads from its first to its last.
-    pub(super) fn span(&self) -> usize {
-        (self.shape.pixels() - 1) * self.stride + self.words()
-    }
-
-    fn at(&self, bases: Bases<'_>) -> u32 {
-        (bases[self.buffer] + self.first) as u32
+/// The kernel for a task.
+fn chosen(choices: &Choices, task: Task) -> Result<Float, String> {
+    match choices.choose(task) {
+        Variant::Float { kernel, .. } => Ok(kernel),
+        _ => Err("it has no kernel".into()),
     }
 }
 
-/// One dispatch.
-pub(super) struct Job {
-    pub(super) kernel: Float,
-    /// What threads, or as many as share one, do one by one.
-    pub(super) tiles: usize,
-    pub(super) params: Box<dyn Fn(Bases<'_>) -> Vec<u32> + Send>,
-    /// Buffers that it reads or writes, and the one that it writes.
-    pub(super) touches: Vec<usize>,
-    pub(super) writes: usize,
-}
-
-/// A function of one value.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Activation {
-    pub(super) kind: u32,
-    pub(super) a: f32,
-    pub(super) b: f32,
-}
-
-impl Activation {
-    pub(super) const NOTHING: Self = Self { kind: activation::NOTHING, a: 0.0, b: 0.0 };
-
-    fn bits(&self) -> [u32; 3] {
-        [self.kind, self.a.to_bits(), self.b.to_bits()]
-    }
-}
-
-/// What becomes of the sums of a convolution.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Ending {
-    pub(super) first: Activation,
-    /// What is added to that, and the function of the sum.
-    pub(super) skip: Option<Spot>,
-    pub(super) then: Activation,
-}
-
-impl Ending {
-    pub(super) const NOTHING: Self =
-        Self { first: Activation::NOTHING, skip: None, then: Activation::NOTHING };
-
-    fn skip(&self, bases: Bases<'_>) -> [u32; 2] {
-        self.skip.map_or([NONE, 0], |skip| [skip.at(bases), skip.stride as u32])
-    }
-
-    fn touches(&self, others: [Spot; 2]) -> Vec<usize> {
-        others.iter().chain(&self.skip).map(|spot| spot.buffer).collect()
-    }
-}
-
-/// A window that slides down and to the right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sliding {
-    pub(super) kernel: [usize; 2],
-    pub(super) strides: [usize; 2],
-    pub(super) dilations: [usize; 2],
-    /// Padding above and to the left.
-    pub(super) before: [usize; 2],
-}
-
-impl Sliding {
-    /// All of an image, or each pixel alone.
-    pub(super) fn over(kernel: [usize; 2]) -> Self {
-        Self { kernel, strides: [1, 1], dilations: [1, 1], before: [0, 0] }
-    }
-
-    pub(super) fn taps(&self) -> usize {
-        self.kernel[0] * self.kernel[1]
-    }
-}
-
-/// As large a tile as leaves enough threads to fill the GPU; what has too few is shared by several.
-fn convolution_kernel(
-    choices: &Choices,
-    [pixels, words, depth]: [usize; 3],
-    group_words: Option<usize>,
-    pointwise: bool,
-) -> Float {
-    let fits = |kernel: &Float| match kernel {
-        Float::Convolution { pixels: p, out, split, .. } => {
-            let (p, out, split) = (*p as usize, *out as usize, *split as usize);
-            p <= pixels.next_power_of_two()
-                && out <= words.next_power_of_two()
-                && group_words.is_none_or(|own| own.is_multiple_of(out))
-                && (split == 1 || split <= depth)
-        }
-        _ => false,
-    };
-    let fitting: Vec<Float> = Float::convolutions(pointwise).into_iter().filter(fits).collect();
-    let smallest = Float::Convolution { pixels: 1, out: 1, pointwise, split: 1 };
-    if let Some(number) = choices.forced {
-        return fitting.get(number % fitting.len().max(1)).copied().unwrap_or(smallest);
-    }
-    let threads = |kernel: &Float| match kernel {
-        Float::Convolution { pixels: p, out, split, .. } => {
-            pixels.div_ceil(*p as usize) * words.div_ceil(*out as usize) * *split as usize
-        }
-        _ => 0,
-    };
-    let is_single = |kernel: &&Float| matches!(kernel, Float::Convolution { split: 1, .. });
-    let enough = |kernel: &&Float| threads(kernel) >= choices.threads;
-    let alone = fitting.iter().filter(is_single).find(enough);
-    // Tiles of 4 read a fourth of what single pixels do, so that they are shared rather than cut up.
-    let large = |kernel: &&Float| matches!(kernel, Float::Convolution { pixels: 4, out: 1, .. });
-    let shared = fitting.iter().filter(large).find(enough).or_else(|| fitting.iter().find(enough));
-    let most = fitting.iter().max_by_key(|kernel| threads(kernel));
-    alone.or(shared).or(most).copied().unwrap_or(smallest)
-}
-
-/// `depth`: quads of input channels that an output reads; `groups` as in ONNX.
+/// The shape of `to` is that of the results, which lie in it as `lattice` says.
 pub(super) fn convolution(
     constants: &mut Constants,
     choices: &Choices,
-    [from, to]: [Spot; 2],
+    ([from, to], lattice): ([Spot; 2], Lattice),
     window: Sliding,
     filters: &Filters,
     (ending, zeros): (Ending, Spot),
@@ -168,8 +34,11 @@ pub(super) fn convolution(
     let depth = (from.shape.c / groups).div_ceil(4);
     let pointwise = window.taps() == 1 && from.shape == Shape { c: from.shape.c, ..to.shape };
     let pointwise = pointwise && window.strides == [1, 1] && window.before == [0, 0];
+    let pointwise = pointwise && lattice == Lattice::all(to.shape);
     let group_words = (groups > 1).then(|| words / groups);
-    let kernel = convolution_kernel(choices, [pixels, words, depth], group_words, pointwise);
+    let (taps, group, half) = (window.taps(), group_words, constants.is_half());
+    let task = Task::FloatConvolution { pixels, words, taps, depth, group, pointwise, half };
+    let kernel = chosen(choices, task)?;
     let Float::Convolution { pixels: p, out, .. } = kernel else { return Err("it has no kernel".into()) };
     let columns = words.div_ceil(out as usize);
     let packed = constants.convolution(filters, &window, depth, columns * out as usize)?;
@@ -189,6 +58,9 @@ pub(super) fn convolution(
             out_stride: to.stride as u32,
             out_width: to.shape.w as u32,
             out_words: words as u32,
+            out_first: lattice.first as u32,
+            out_down: lattice.down as u32,
+            out_right: lattice.right as u32,
             pixels: pixels as u32,
             columns: columns as u32,
             depth: depth as u32,
@@ -216,7 +88,7 @@ pub(super) fn convolution(
         params.words()
     };
     let tiles = columns * pixels.div_ceil(p as usize);
-    Ok(Job { kernel, tiles, params: Box::new(params), touches, writes: to.buffer })
+    Ok(Job { kernel, task: Some(task), tiles, params: Box::new(params), touches, writes: to.buffer })
 }
 
 /// One filter a channel.
@@ -234,16 +106,9 @@ pub(super) fn depthwise(
     let Sliding { kernel: size, strides, dilations, before } = window;
     let known = Some([size[0] as u32, size[1] as u32, strides[1] as u32])
         .filter(|known| Float::WINDOWS.contains(known) && dilations == [1, 1]);
-    let kernels = Float::depthwise(known);
-    let tiles = |kernel: &Float| match kernel {
-        Float::Depthwise { pixels, .. } => h * w.div_ceil(*pixels as usize) * words,
-        _ => 0,
-    };
-    let kernel = match choices.forced {
-        Some(number) => kernels.get(number % kernels.len()),
-        None => kernels.iter().find(|kernel| tiles(kernel) >= choices.threads).or(kernels.last()),
-    };
-    let kernel = *kernel.ok_or("it has no kernel")?;
+    let task = Task::FloatDepthwise { rows: h, columns: w, words, window: known, half: constants.is_half() };
+    let kernel = chosen(choices, task)?;
+    let Float::Depthwise { pixels, .. } = kernel else { return Err("it has no kernel".into()) };
     let touches = ending.touches([from, to]);
     let params = move |bases: Bases<'_>| {
         let [skip_base, skip_stride] = ending.skip(bases);
@@ -280,7 +145,8 @@ pub(super) fn depthwise(
         };
         params.words()
     };
-    Ok(Job { kernel, tiles: tiles(&kernel), params: Box::new(params), touches, writes: to.buffer })
+    let tiles = h * w.div_ceil(pixels as usize) * words;
+    Ok(Job { kernel, task: Some(task), tiles, params: Box::new(params), touches, writes: to.buffer })
 }
 
 /// What a pool makes of a window.
@@ -323,11 +189,11 @@ pub(super) fn pool(from: Spot, to: Spot, window: Sliding, pooled: Pooled) -> Job
     };
     let kernel = Float::Pool { maximum: pooled == Pooled::Maximum };
     let touches = vec![from.buffer, to.buffer];
-    Job { kernel, tiles: pixels * words, params: Box::new(params), touches, writes: to.buffer }
+    Job { kernel, task: None, tiles: pixels * words, params: Box::new(params), touches, writes: to.buffer }
 }
 
 /// Over all pixels.
-pub(super) fn mean(choices: &Choices, from: Spot, to: Spot) -> Job {
+pub(super) fn mean(choices: &Choices, from: Spot, to: Spot, half: bool) -> Result<Job, String> {
     let words = to.words();
     let params = move |bases: Bases<'_>| {
         let params = FloatMeanParams {
@@ -339,10 +205,10 @@ pub(super) fn mean(choices: &Choices, from: Spot, to: Spot) -> Job {
         };
         params.words()
     };
-    let alone = choices.forced.map_or(choices.threads <= 1, |number| number % 2 == 0);
-    let kernel = Float::Mean { parts: if alone { 1 } else { 8 } };
+    let task = Task::FloatMean { pixels: from.shape.pixels(), words, half };
+    let kernel = chosen(choices, task)?;
     let touches = vec![from.buffer, to.buffer];
-    Job { kernel, tiles: words, params: Box::new(params), touches, writes: to.buffer }
+    Ok(Job { kernel, task: Some(task), tiles: words, params: Box::new(params), touches, writes: to.buffer })
 }
 
 /// Two activations to one, of which either may have one pixel or one channel that goes with all; `operation` as in
@@ -373,7 +239,14 @@ pub(super) fn binary([a, b]: [Spot; 2], to: Spot, operation: u32, first: Activat
         params.words()
     };
     let touches = vec![a.buffer, b.buffer, to.buffer];
-    Job { kernel: Float::Binary, tiles: pixels * words, params: Box::new(params), touches, writes: to.buffer }
+    Job {
+        kernel: Float::Binary,
+        task: None,
+        tiles: pixels * words,
+        params: Box::new(params),
+        touches,
+        writes: to.buffer,
+    }
 }
 
 /// All channels of `from` to where they begin at channel `offset` of `to`. What comes before them in their first quad must be
@@ -396,7 +269,7 @@ pub(super) fn copy(from: Spot, to: Spot, offset: usize) -> Job {
     };
     let touches = vec![from.buffer, to.buffer];
     let kernel = Float::Copy { shift: shift as u32 };
-    Job { kernel, tiles: pixels * words, params: Box::new(params), touches, writes: to.buffer }
+    Job { kernel, task: None, tiles: pixels * words, params: Box::new(params), touches, writes: to.buffer }
 }
 
 /// A buffer of f32 by `[channel][pixel]`, as ONNX has them.
@@ -425,14 +298,21 @@ impl Planes {
     pub(super) fn take(self, to: Spot) -> Job {
         let touches = vec![self.buffer, to.buffer];
         let tiles = to.shape.pixels() * to.words();
-        Job { kernel: Float::Take, tiles, params: self.params(to), touches, writes: to.buffer }
+        Job { kernel: Float::Take, task: None, tiles, params: self.params(to), touches, writes: to.buffer }
     }
 
     /// What there is to be of an output.
     pub(super) fn give(self, from: Spot) -> Job {
         let touches = vec![self.buffer, from.buffer];
         let tiles = from.shape.pixels() * from.words();
-        Job { kernel: Float::Give, tiles, params: self.params(from), touches, writes: self.buffer }
+        Job {
+            kernel: Float::Give,
+            task: None,
+            tiles,
+            params: self.params(from),
+            touches,
+            writes: self.buffer,
+        }
     }
 }
 
@@ -463,7 +343,14 @@ pub(super) fn select(
         params.words()
     };
     let touches = vec![from.buffer, to.buffer];
-    Job { kernel: Float::Select, tiles: pixels * words, params: Box::new(params), touches, writes: to.buffer }
+    Job {
+        kernel: Float::Select,
+        task: None,
+        tiles: pixels * words,
+        params: Box::new(params),
+        touches,
+        writes: to.buffer,
+    }
 }
 
 /// Mixed of four neighbours.
@@ -489,5 +376,12 @@ pub(super) fn mix(constants: &mut Constants, [from, to]: [Spot; 2], [rows, colum
         params.words()
     };
     let touches = vec![from.buffer, to.buffer];
-    Job { kernel: Float::Mix, tiles: pixels * words, params: Box::new(params), touches, writes: to.buffer }
+    Job {
+        kernel: Float::Mix,
+        task: None,
+        tiles: pixels * words,
+        params: Box::new(params),
+        touches,
+        writes: to.buffer,
+    }
 }

@@ -1,11 +1,16 @@
 //! Layers with weights.
 
 use super::{
-    kernels::{self, Sliding, Spot},
+    kernels,
     lower::{Known, Lowering, ZEROS},
     pack::Filters,
+    terms::{Lattice, Sliding, Spot},
 };
-use crate::{cpu::Shape, graph::NodeId, shape::Window};
+use crate::{
+    cpu::Shape,
+    graph::NodeId,
+    shape::{Window, interleave},
+};
 
 impl Lowering<'_> {
     /// Filters over an input, and all that is done with what they give.
@@ -27,12 +32,91 @@ impl Lowering<'_> {
         let job = if depthwise {
             kernels::depthwise(&mut self.constants, self.choices, places, window, &filters, ending)?
         } else {
-            let zeros = Spot::whole(ZEROS, Shape { h: 1, w: 1, c: from.shape.c });
-            self.sizes[ZEROS] = self.sizes[ZEROS].max(zeros.words());
-            let ending = (ending, zeros);
+            let ending = (ending, self.zeros(from.shape.c));
+            let places = (places, Lattice::all(to));
             kernels::convolution(&mut self.constants, self.choices, places, window, &filters, ending)?
         };
         self.push(id, job);
+        self.put(output, spot);
+        Ok(())
+    }
+
+    /// Of so many channels: what lies around an image.
+    fn zeros(&mut self, channels: usize) -> Spot {
+        let zeros = Spot::whole(ZEROS, Shape { h: 1, w: 1, c: channels });
+        self.sizes[ZEROS] = self.sizes[ZEROS].max(zeros.words());
+        zeros
+    }
+
+    /// Plain convolutions whose results lie between each other.
+    pub(super) fn transposed(&mut self, id: NodeId) -> Result<(), String> {
+        let (_, from) = self.image(id)?;
+        let proto = self.look.graph.proto(id);
+        let constant = |index| self.look.input(id, index).and_then(|value| self.look.constant(value));
+        let given = constant(1).ok_or("its weights are no constant")?;
+        let [channels, per_group, kernel_h, kernel_w] = given.shape().unwrap_or_default()[..] else {
+            return Err("its window has not two dimensions".into());
+        };
+        let groups = usize::try_from(proto.int("group").unwrap_or(1)).unwrap_or(0);
+        let output = self.look.output(id)?;
+        let to = self.look.shape(output)?;
+        if channels != from.shape.c || groups == 0 || channels % groups != 0 || per_group * groups != to.c {
+            return Err("its channels do not fit its groups".into());
+        }
+        let depth = channels / groups;
+        if groups > 1 && !(depth.is_multiple_of(4) && per_group.is_multiple_of(4)) {
+            return Err("its groups are not of multiples of four channels".into());
+        }
+        if proto.attribute("output_shape").is_some() {
+            return Err("its padding follows from its output's shape".into());
+        }
+        let window = Window::of(proto, &[kernel_h, kernel_w]).ok_or("its window has not two dimensions")?;
+        let parts = interleave::parts(&window, [from.shape.h, from.shape.w], [to.h, to.w])?;
+        let given = given.to_f32().map_err(|_| "its weights are no f32")?;
+        let bias = match self.look.input(id, 2) {
+            Some(value) => self.look.reals(value).ok_or("its bias is no constant of f32")?,
+            None => vec![0.0; to.c],
+        };
+        let taps = kernel_h * kernel_w;
+        if channels * per_group * taps != given.len() || bias.len() != to.c || taps == 0 {
+            return Err("its weights are not as many as they should be".into());
+        }
+        // `[C, M / groups, taps]` becomes `[M, C / groups, taps]`.
+        let place = |at: usize| {
+            let (row, column) = (at / (depth * taps), at / taps % depth);
+            (row / per_group * depth + column) * per_group * taps + row % per_group * taps + at % taps
+        };
+        let weights = (0..given.len()).map(|at| given[place(at)]).collect();
+        let mut filters = Filters { weights, bias, groups };
+        let (ending, output) = self.behind(output, Some(&mut filters));
+        let spot = self.place(output, to);
+        let zeros = self.zeros(from.shape.c);
+        let Filters { weights, bias, groups } = filters;
+        for part in parts {
+            let seen = part.kernel[0] * part.kernel[1];
+            let rows = weights.chunks(taps).flat_map(|row| {
+                let tap = |at: usize| part.taps.get(at).map_or(0.0, |tap| row[*tap]);
+                (0..seen).map(tap).collect::<Vec<f32>>()
+            });
+            let filters = Filters { weights: rows.collect(), bias: bias.clone(), groups };
+            let lattice = Lattice {
+                first: part.first[0] * to.w + part.first[1],
+                down: window.strides[0] * to.w,
+                right: window.strides[1],
+            };
+            let sliding = Sliding {
+                kernel: part.kernel,
+                strides: [1, 1],
+                dilations: part.dilations,
+                before: part.before,
+            };
+            let own = Spot { shape: Shape { h: part.size[0], w: part.size[1], c: to.c }, ..spot };
+            let places = ([from, own], lattice);
+            let ending = (ending, zeros);
+            let job =
+                kernels::convolution(&mut self.constants, self.choices, places, sliding, &filters, ending)?;
+            self.push(id, job);
+        }
         self.put(output, spot);
         Ok(())
     }

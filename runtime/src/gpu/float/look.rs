@@ -3,7 +3,7 @@
 
 use andon_shaders::activation;
 
-use super::kernels::Activation;
+use super::terms::Activation;
 use crate::{
     cpu::Shape,
     graph::{Graph, NodeId, ValueId},

@@ -13,9 +13,10 @@ use andon_shaders::operation;
 use super::{
     super::choice::Choices,
     Precision,
-    kernels::{self, Activation, Ending, Job, Planes, Spot},
+    kernels::{self, Planes},
     look::{Look, Step},
     pack::{Constants, Filters},
+    terms::{Activation, Ending, Job, Spot},
 };
 use crate::{
     cpu::Shape,
@@ -217,6 +218,7 @@ impl<'a> Lowering<'a> {
     fn node(&mut self, id: NodeId) -> Result<(), String> {
         match self.look.op(id) {
             "Conv" => self.convolution(id),
+            "ConvTranspose" => self.transposed(id),
             "Gemm" | "MatMul" => self.fully_connected(id),
             "BatchNormalization" => self.channelwise(id, 0),
             "Add" | "Sub" | "Mul" | "Div" => self.binary(id),

@@ -1,8 +1,8 @@
 //! The engine `gpu` for float networks: whole ones of one image, in f32, or with f16 in memory.
 //!
-//! [`lower`] makes dispatches of a graph, [`kernels`] says which kernel each is, [`pack`] lays weights down. There is no plan
-//! of the CPU's behind it: a network that has a node without a kernel is refused, unless that comes last and is small.
-//! Results are not the CPU's bit for bit: sums run in another order.
+//! [`lower`] makes dispatches of a graph, [`kernels`] says which kernel each is, in [`terms`]; [`pack`] lays weights down. There
+//! is no plan of the CPU's behind it: a network that has a node without a kernel is refused, unless that comes last and is
+//! small. Results are not the CPU's bit for bit: sums run in another order.
 
 mod join;
 mod kernels;
@@ -11,6 +11,7 @@ mod look;
 mod lower;
 mod pack;
 mod spatial;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -21,9 +22,10 @@ use std::{
 
 use andon_shaders::{Limits, Variant};
 
-use kernels::{Job, Planes, Spot};
+use kernels::Planes;
 pub(crate) use lower::Share;
 use lower::{Lowering, ZEROS};
+use terms::{Job, Spot};
 
 use super::{
     CHECKS, Extras,
@@ -31,12 +33,12 @@ use super::{
     device::{Checks, Device, Scope, chosen},
     fault::Fault,
     program::{Dispatch, Phase, Program},
-    run::Memory,
+    run::{Memory, Moment},
     transfer::{Flight, Staging, readback},
 };
 use crate::{
     cpu::{Isa, Team, arrange},
-    engine::{Engine, guarded},
+    engine::{Clock, Engine, NEAR, StepTime, guarded},
     graph::{Graph, NodeId, ValueId},
     plain::Call,
     shape::Shapes,
@@ -56,6 +58,14 @@ impl Precision {
         match self {
             Self::Single => 16,
             Self::Half => 8,
+        }
+    }
+
+    /// How far results may be from the CPU's, of their range: sums run in another order.
+    pub(super) fn near(self) -> f32 {
+        match self {
+            Self::Single => 1e-3,
+            Self::Half => NEAR,
         }
     }
 }
@@ -78,7 +88,7 @@ struct Last {
 }
 
 /// What there is to be done for a network.
-struct Network {
+pub(super) struct Network {
     program: Program,
     precision: Precision,
     /// With the numbers of the inputs.
@@ -94,7 +104,7 @@ struct Network {
 }
 
 impl Network {
-    fn new(
+    pub(super) fn new(
         graph: &Graph,
         shapes: &Shapes,
         wanted: &[ValueId],
@@ -203,7 +213,7 @@ fn dispatch(id: NodeId, job: &Job, bases: &[usize], precision: Precision) -> Res
         workgroups,
         params: (job.params)(bases),
         step: id.index(),
-        task: None,
+        task: job.task,
         given: None,
     })
 }
@@ -228,7 +238,7 @@ pub(crate) fn is_float(graph: &Graph) -> bool {
 }
 
 impl FloatGpu {
-    /// What is known of tuning and pictures is for networks of int8.
+    /// A tuning counts if it is of the adapter that is used; pictures are for networks of int8.
     pub(crate) fn chosen(
         graph: &Graph,
         shapes: &Shapes,
@@ -236,23 +246,22 @@ impl FloatGpu {
         (precision, threads): (Precision, usize),
         extras: Extras<'_>,
     ) -> Result<Self, String> {
-        let Extras { pipelines, adapter: asked, .. } = extras;
+        let Extras { tuning, pipelines, adapter: asked, .. } = extras;
         guarded(|| {
             let checks = if std::env::var_os(CHECKS).is_some() { Checks::On } else { Checks::Off };
             let fault = Fault::asked()?;
             fault.map_or(Ok(()), Fault::adapter)?;
             let adapter = chosen(asked)?;
-            let choices = Choices::of(adapter.get_info().device_type);
+            let choices = Choices::known(&adapter.get_info(), tuning);
             // What is refused needs no device.
             let network = Network::new(graph, shapes, outputs, &choices, precision)?;
             let device = Device::new(&adapter, checks)?.keeping(pipelines)?;
             fault.map_or(Ok(()), |fault| fault.memory(&device))?;
-            let gpu = Self::of(network, device, threads)?;
-            Ok(Self { fault, ..gpu })
+            Ok(Self::of(network, device, threads)?.with_fault(fault))
         })
     }
 
-    fn of(mut network: Network, mut device: Device, threads: usize) -> Result<Self, String> {
+    pub(super) fn of(mut network: Network, mut device: Device, threads: usize) -> Result<Self, String> {
         let precision = network.precision;
         if precision == Precision::Half && !device.device.features().contains(wgpu::Features::SHADER_F16) {
             return Err(format!("{} through {} has no f16", device.info.name, device.info.backend.to_str()));
@@ -273,6 +282,20 @@ impl FloatGpu {
         Ok(Self { device, network, memory, staging, readback, team, fault: None, runs: 0 })
     }
 
+    /// What another can be made of, with other kernels.
+    pub(super) fn into_device(self) -> Device {
+        self.device
+    }
+
+    pub(super) fn with_fault(self, fault: Option<Fault>) -> Self {
+        Self { fault, ..self }
+    }
+
+    /// What is dispatched, and where.
+    pub(super) fn executed(&self) -> (&Device, &Program, &Memory) {
+        (&self.device, &self.network.program, &self.memory)
+    }
+
     /// For each node.
     pub(crate) fn shares(&self) -> &[Share] {
         &self.network.shares
@@ -291,7 +314,11 @@ impl FloatGpu {
     }
 
     /// What comes back from the GPU, value by value.
-    fn computed(&mut self, inputs: &[&Tensor]) -> Result<HashMap<ValueId, Tensor>, String> {
+    fn computed(
+        &mut self,
+        inputs: &[&Tensor],
+        after: &mut dyn FnMut(Moment),
+    ) -> Result<HashMap<ValueId, Tensor>, String> {
         let Self { device, network, memory, staging, readback, .. } = self;
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         if let Some(staging) = staging {
@@ -312,6 +339,7 @@ impl FloatGpu {
                 }
                 Ok(())
             })?;
+            after(Moment::Uploaded { bytes: at as u64 });
             for (from, to, bytes) in copies {
                 encoder.copy_buffer_to_buffer(staging.buffer(), from, &memory.arena, to, bytes);
             }
@@ -327,7 +355,11 @@ impl FloatGpu {
             encoder.copy_buffer_to_buffer(&memory.arena, transfer.at as u64, readback, end, bytes);
             end += bytes;
         }
-        Flight::start(device, encoder, readback, end).land(device, readback, |bytes| {
+        after(Moment::Encoded { dispatches: phase.dispatches.len() });
+        let flight = Flight::start(device, encoder, readback, end);
+        after(Moment::Submitted);
+        let taken = flight.land(device, readback, |bytes| {
+            after(Moment::Done);
             let mut at = 0;
             let mut all = HashMap::new();
             for transfer in &network.downloads {
@@ -338,7 +370,37 @@ impl FloatGpu {
                 at += transfer.bytes;
             }
             Ok(all)
-        })?
+        })?;
+        after(Moment::Downloaded { bytes: end });
+        taken
+    }
+
+    /// A run; `after` learns what of it is done.
+    pub(super) fn run_parts(
+        &mut self,
+        inputs: &[&Tensor],
+        after: &mut dyn FnMut(Moment),
+    ) -> Result<Vec<Tensor>, String> {
+        let mut values = self.computed(inputs, after)?;
+        let Network { last, constants, inputs: names, outputs, .. } = &self.network;
+        let given: HashMap<ValueId, &Tensor> = names.iter().copied().zip(inputs.iter().copied()).collect();
+        for Last { call, inputs, outputs } in last {
+            let find = |value: &ValueId| {
+                values.get(value).or_else(|| constants.get(value)).or_else(|| given.get(value).copied())
+            };
+            let inputs = inputs.iter().map(|value| match value {
+                Some(value) => find(value).map(Some).ok_or("an input is missing"),
+                None => Ok(None),
+            });
+            let results = call.run_on(&mut self.team, &inputs.collect::<Result<Vec<_>, _>>()?)?;
+            let outputs = outputs.iter().copied().zip(results);
+            values.extend(outputs.filter_map(|(value, result)| Some((value?, result))));
+        }
+        let find = |value: &ValueId| {
+            let constant = || constants.get(value).or_else(|| given.get(value).copied());
+            values.get(value).or_else(constant).cloned().ok_or_else(|| "an output is missing".to_owned())
+        };
+        outputs.iter().map(find).collect()
     }
 }
 
@@ -351,27 +413,7 @@ impl Engine for FloatGpu {
         self.runs += 1;
         guarded(|| {
             self.fault.iter().for_each(|fault| fault.before(self.runs, &self.device));
-            let mut values = self.computed(inputs)?;
-            let Network { last, constants, inputs: names, outputs, .. } = &self.network;
-            let given: HashMap<ValueId, &Tensor> =
-                names.iter().copied().zip(inputs.iter().copied()).collect();
-            for Last { call, inputs, outputs } in last {
-                let find = |value: &ValueId| {
-                    values.get(value).or_else(|| constants.get(value)).or_else(|| given.get(value).copied())
-                };
-                let inputs = inputs.iter().map(|value| match value {
-                    Some(value) => find(value).map(Some).ok_or("an input is missing"),
-                    None => Ok(None),
-                });
-                let results = call.run_on(&mut self.team, &inputs.collect::<Result<Vec<_>, _>>()?)?;
-                let outputs = outputs.iter().copied().zip(results);
-                values.extend(outputs.filter_map(|(value, result)| Some((value?, result))));
-            }
-            let find = |value: &ValueId| {
-                let constant = || constants.get(value).or_else(|| given.get(value).copied());
-                values.get(value).or_else(constant).cloned().ok_or("an output is missing")
-            };
-            let mut outputs = outputs.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+            let mut outputs = self.run_parts(inputs, &mut |_| ())?;
             self.fault.iter().for_each(|fault| fault.after(self.runs, &mut outputs));
             Ok(outputs)
         })
@@ -379,5 +421,9 @@ impl Engine for FloatGpu {
 
     fn arena_bytes(&self) -> Option<usize> {
         Some(self.network.program.arena_bytes)
+    }
+
+    fn profile(&mut self, inputs: &[&Tensor], clock: &Clock) -> Result<Vec<StepTime>, String> {
+        guarded(|| Ok([self.parts(inputs, clock)?, self.profiled(clock)?].concat()))
     }
 }

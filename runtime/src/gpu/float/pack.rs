@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::{Precision, kernels::Sliding};
+use super::{Precision, terms::Sliding};
 
 /// Words of 32 bits: a gigabyte.
 const WORDS_MAX: usize = 1 << 28;
@@ -42,6 +42,10 @@ impl Filters {
 impl Constants {
     pub(super) fn new(precision: Precision) -> Self {
         Self { words: vec![], precision }
+    }
+
+    pub(super) fn is_half(&self) -> bool {
+        self.precision == Precision::Half
     }
 
     pub(super) fn words_per_quad(&self) -> usize {

@@ -1,8 +1,9 @@
 //! Pools, and what moves pixels.
 
 use super::{
-    kernels::{self, Pooled, Sliding},
+    kernels::{self, Pooled},
     lower::Lowering,
+    terms::Sliding,
 };
 use crate::{
     cpu::{Sampling, Shape},
@@ -39,7 +40,7 @@ impl Lowering<'_> {
         let spot = self.place(output, to);
         let all = [h, w] == [from.shape.h, from.shape.w] && (to.h, to.w) == (1, 1) && !padded;
         let job = match pooled {
-            Pooled::Mean(_) if all => kernels::mean(self.choices, from, spot),
+            Pooled::Mean(_) if all => kernels::mean(self.choices, from, spot, self.constants.is_half())?,
             _ => kernels::pool(from, spot, window, pooled),
         };
         self.push(id, job);
@@ -71,7 +72,7 @@ impl Lowering<'_> {
             let window = Sliding::over([from.shape.h, from.shape.w]);
             kernels::pool(from, spot, window, Pooled::Maximum)
         } else {
-            kernels::mean(self.choices, from, spot)
+            kernels::mean(self.choices, from, spot, self.constants.is_half())?
         };
         self.push(id, job);
         self.put(output, spot);

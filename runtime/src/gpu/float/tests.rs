@@ -200,7 +200,10 @@ fn convolutions_are_tracts() {
     }
 }
 
-const OPERATORS: [&str; 43] = [
+const OPERATORS: [&str; 46] = [
+    "ConvTranspose",
+    "ConvTranspose of groups",
+    "ConvTranspose and more",
     "MaxPool",
     "MaxPool with ceil",
     "AveragePool",
@@ -252,6 +255,34 @@ fn operator(net: &mut Net, name: &str, x: &str, [c, h, w]: [usize; 3]) -> (Strin
         node.with_ints("kernel_shape", &sizes).with_ints("strides", &strides).with_ints("pads", &pads)
     };
     let y = match name {
+        "ConvTranspose" | "ConvTranspose of groups" | "ConvTranspose and more" => {
+            let (x, c, groups) = match name {
+                "ConvTranspose of groups" => (net.pointwise(x, c, 12), 12, 3),
+                _ => (x.to_owned(), c, 1),
+            };
+            let outputs = if groups > 1 { 24 } else { 10 };
+            let (size, stride) = (net.random.pick(&[[2, 2], [3, 3], [1, 4]]), net.random.pick(&[1, 2, 3]));
+            let dims = [c, outputs / groups, size[0] as usize, size[1] as usize];
+            let spread = 1.7 / (dims[0] as f32).sqrt();
+            let weights = net.constant(&dims, -spread, spread);
+            let bias = net.constant(&[outputs], -0.5, 0.5);
+            let y = net.node("ConvTranspose", &[&*x, &*weights, &bias], |n| {
+                let n = n.with_ints("kernel_shape", &size).with_ints("strides", &[stride, 2]);
+                let n = n.with_ints("pads", &[0, i64::from(size[1] > 2), 0, 0]);
+                n.with_int("group", groups as i64)
+            });
+            if name != "ConvTranspose and more" {
+                return (y, outputs);
+            }
+            // A normalisation, a function and a skip connection go into it.
+            let other = net.node("ConvTranspose", &[&*x, &*weights], |n| {
+                let n = n.with_ints("kernel_shape", &size).with_ints("strides", &[stride, 2]);
+                n.with_ints("pads", &[0, i64::from(size[1] > 2), 0, 0])
+            });
+            let y = net.normalised(&y, outputs);
+            let y = net.plain("Relu", &[&y]);
+            return (net.plain("Add", &[&y, &other]), outputs);
+        }
         "MaxPool" => net.node("MaxPool", &[x], |n| window(n, [3, 2], [2, 1], [1, 1, 1, 0])),
         "MaxPool with ceil" => {
             net.node("MaxPool", &[x], |n| window(n, [3, 2], [2, 2], [1, 0, 1, 1]).with_int("ceil_mode", 1))

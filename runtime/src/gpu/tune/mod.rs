@@ -1,20 +1,23 @@
 //! Which variant of each kernel is fastest on a GPU, and whether the GPU is faster than the CPU at all: [`tune`].
 //!
-//! All variants give the same bytes, so that nothing but time is decided here. What was found is a [`Tuning`], which a
-//! person can read and a session can use; it holds for one adapter, one driver and one network.
+//! All variants of an int8 kernel give the same bytes, and those of a float kernel the same but for the order of their sums,
+//! so that nothing but time is decided here. What was found is a [`Tuning`], which a person can read and a session can use;
+//! it holds for one adapter, one driver and one network.
+
+mod rounds;
 
 use std::{collections::HashMap, time::Duration};
 
 use andon_shaders::Variant;
+use rounds::{Bytes, Floats, Kernels, Maker, tried};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Gpu,
     choice::{Choices, Task},
-    device::{Checks, Device, chosen},
+    float::{self, Precision, is_float},
 };
 use crate::{
-    cpu::{Cpu, Isa, Sketch, describe::Sources},
+    cpu::{Isa, Sketch, describe::Sources},
     engine::{Clock, Engine, agree, guarded},
     graph::{Graph, ValueId},
     model::Model,
@@ -44,6 +47,9 @@ pub struct Tuning {
     /// engines do it.
     #[serde(default)]
     pub picture: Option<[usize; 3]>,
+    /// A float network lay in the GPU's memory as f16.
+    #[serde(default)]
+    pub half_precision: bool,
     /// Why kernels were not tuned, if they were not.
     pub untuned: Option<String>,
     /// Rounds of kernels that were left out, since their network gave something else than the CPU's.
@@ -104,15 +110,6 @@ impl Tuning {
     }
 }
 
-/// What the next round is made of.
-type Parts = (Device, Cpu);
-
-/// What was found, and how many rounds computed wrong.
-struct Kernels {
-    tuned: Vec<Tuned>,
-    wrong: u32,
-}
-
 /// What is to be measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Workload<'a> {
@@ -126,13 +123,18 @@ pub struct Workload<'a> {
     pub picture: Option<([usize; 3], &'a Pictures)>,
     /// The GPU; without, the one that `ANDON_GPU` names, else the best.
     pub adapter: Option<&'a AdapterKey>,
+    /// Float networks are measured with f16 in the GPU's memory, see [`crate::SessionOptions::half_precision`].
+    pub half_precision: bool,
 }
 
 /// A network whose engine is to be chosen.
 struct Subject<'a> {
+    model: &'a Model,
     graph: &'a Graph,
+    resolved: &'a [(ValueId, Vec<usize>)],
     shapes: &'a Shapes,
     outputs: &'a [ValueId],
+    isa: Isa,
     threads: usize,
     pictures: Option<&'a Pictures>,
     inputs: Vec<Tensor>,
@@ -142,8 +144,12 @@ struct Subject<'a> {
 pub fn has_gpu_steps(model: &Model, input_shapes: &[(String, Vec<usize>)]) -> Result<(), String> {
     let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
     let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
-    let wanted = model.wanted();
-    let sketch = Sketch::new(model.graph(), &shapes, &wanted, Isa::chosen()?)?;
+    let (graph, wanted) = (model.graph(), model.wanted());
+    if is_float(graph) {
+        return float::Network::new(graph, &shapes, &wanted, &Choices::default(), Precision::Single)
+            .map(drop);
+    }
+    let sketch = Sketch::new(graph, &shapes, &wanted, Isa::chosen()?)?;
     if sketch.has_byte_steps() {
         return Ok(());
     }
@@ -157,62 +163,40 @@ pub fn tune(
     clock: &Clock,
     budget: Duration,
 ) -> Result<Tuning, String> {
-    let Workload { model, input_shapes, threads, picture, adapter } = *workload;
+    let Workload { model, input_shapes, threads, picture, adapter, half_precision } = *workload;
     guarded(|| {
         let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
         let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
         let outputs = model.wanted();
         let inputs =
             resolved.iter().zip(model.inputs()).map(|((_, dims), port)| Tensor::noise(dims, port.data_type));
-        let inputs = inputs.collect::<Result<_, String>>()?;
-        let pictures = picture.map(|(_, meaning)| meaning);
-        let subject =
-            Subject { graph: model.graph(), shapes: &shapes, outputs: &outputs, threads, pictures, inputs };
-        let end = clock.now() + budget;
-        let device = Device::new(&chosen(adapter)?, Checks::Off)?;
-        let key = AdapterKey::of(&device.info);
-        let mut choices = Choices::of(device.info.device_type);
-        let anew = || Device::new(&chosen(adapter)?, Checks::Off);
-        let ((device, cpu), found) = subject.kernels(device, &anew, &choices, &|| clock.now() < end)?;
-        let (kernels, wrong, untuned) = match found {
-            Ok(Kernels { tuned, wrong }) => (tuned, wrong, None),
-            Err(why) => (vec![], 0, Some(why)),
-        };
-        choices.known = kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect();
-        let mut gpu = Gpu::of(cpu, device, choices)?;
-        let mut cpu = subject.sketch(Sources::Dropped)?.build(threads)?.with_pictures(pictures);
-        let sides = picture.map(|(sides, _)| sides);
-        let frame = subject.frame(sides, cpu.takes_pictures() && gpu.takes_pictures())?;
-        let frame: Vec<&Tensor> = frame.iter().collect();
-        let same = agree(&cpu.run(&frame)?, &gpu.run(&frame)?);
-        same.map_err(|why| format!("the GPU computes wrong: {why}"))?;
-        let (gpu_ms, cpu_ms) = compare(&frame, [&mut gpu, &mut cpu], clock)?;
-        let engine = if gpu_ms < cpu_ms { "gpu" } else { "cpu" }.into();
-        let model = model_name.into();
-        Ok(Tuning {
-            format: FORMAT,
-            adapter: key,
+        let inputs = inputs.collect::<Result<_, _>>()?;
+        let subject = Subject {
             model,
-            engine,
-            cpu_ms,
-            gpu_ms,
+            graph: model.graph(),
+            resolved: &resolved,
+            shapes: &shapes,
+            outputs: &outputs,
+            isa: Isa::chosen()?,
             threads,
-            picture: sides,
-            untuned,
-            wrong,
-            kernels,
-        })
+            pictures: picture.map(|(_, meaning)| meaning),
+            inputs,
+        };
+        let subject = &subject;
+        let race = Race { subject, sides: picture.map(|(sides, _)| sides), clock, budget };
+        let tuning = if is_float(subject.graph) {
+            let precision = if half_precision { Precision::Half } else { Precision::Single };
+            race.of(&Floats { subject, adapter, precision })?
+        } else {
+            race.of(&Bytes { subject, adapter })?
+        };
+        Ok(Tuning { model: model_name.into(), half_precision, ..tuning })
     })
 }
 
 impl Subject<'_> {
     fn sketch(&self, sources: Sources) -> Result<Sketch<'_>, String> {
-        Sketch::with(self.graph, self.shapes, self.outputs, Isa::chosen()?, sources)
-    }
-
-    fn plan(&self) -> Result<Cpu, String> {
-        let plan = super::plan(self.graph, self.shapes, self.outputs, Isa::chosen()?, self.threads)?;
-        Ok(plan.with_pictures(self.pictures))
+        Sketch::with(self.graph, self.shapes, self.outputs, self.isa, sources)
     }
 
     /// What comes for each frame: pictures of these sides where engines take such, else what the network's inputs are.
@@ -225,76 +209,58 @@ impl Subject<'_> {
         }
         Ok(frame)
     }
+}
 
-    /// The fastest variant for each task; the device comes back with what was compiled. `anew`: another one like it.
-    fn kernels(
-        &self,
-        mut device: Device,
-        anew: &dyn Fn() -> Result<Device, String>,
-        choices: &Choices,
-        in_time: &dyn Fn() -> bool,
-    ) -> Result<(Parts, Result<Kernels, String>), String> {
-        /// Runs of each variant, of which the fastest counts.
-        const RUNS: usize = 3;
-        let inputs: Vec<&Tensor> = self.inputs.iter().collect();
-        let mut cpu = self.plan()?;
-        let expected = cpu.run(&inputs)?;
-        let mut times: HashMap<Task, Vec<(Variant, f64)>> = HashMap::new();
-        let mut usual: HashMap<Task, (Variant, f64)> = HashMap::new();
-        let mut wrong = 0;
-        // What would be taken comes first, so that it is there when time runs out.
-        for forced in std::iter::once(None).chain((0..).map(Some)) {
-            let more = |number: usize| times.keys().any(|task| choices.tried(*task).len() > number);
-            if forced.is_some_and(|number| !more(number)) || !in_time() {
-                break;
-            }
-            let made = Gpu::of(cpu, device, Choices { forced, ..choices.clone() });
-            let ran = made.and_then(|mut gpu| Ok((gpu.run(&inputs)?, gpu)));
-            let (given, mut gpu) = match ran {
-                Ok(ran) => ran,
-                // One of them does not compile, perhaps. What would be taken must.
-                Err(_) if forced.is_some() => {
-                    wrong += 1;
-                    (device, cpu) = (anew()?, self.plan()?);
-                    continue;
-                }
-                Err(why) => return Err(why),
-            };
-            // Kernels among which one computes wrong are not for use, however fast.
-            let right = agree(&expected, &given).is_ok();
-            for _ in 0..if right { RUNS } else { 0 } {
-                let timed = match gpu.profiled(&inputs) {
-                    Ok(timed) => timed,
-                    Err(why) => return Ok((gpu.into_parts(), Err(why))),
-                };
-                let dispatches = gpu.program.phases.iter().flat_map(|phase| &phase.dispatches);
-                for (dispatch, one) in dispatches.zip(timed) {
-                    let Some(task) = dispatch.task else { continue };
-                    let us = one.time.as_secs_f64() * 1e6;
-                    let known = times.entry(task).or_default();
-                    match known.iter_mut().find(|(variant, _)| *variant == dispatch.variant) {
-                        Some((_, best)) => *best = best.min(us),
-                        None => known.push((dispatch.variant, us)),
-                    }
-                    if forced.is_none() {
-                        let usual = usual.entry(task).or_insert((dispatch.variant, us));
-                        usual.1 = usual.1.min(us);
-                    }
-                }
-            }
-            wrong += u32::from(!right);
-            (device, cpu) = gpu.into_parts();
-        }
-        let mut tuned: Vec<Tuned> = vec![];
-        for (task, variants) in &times {
-            let fastest = variants.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-            if let Some((variant, us)) = fastest.copied() {
-                let instead_of = usual.get(task).copied().filter(|(usual, _)| *usual != variant);
-                tuned.push(Tuned { task: *task, variant, us, instead_of, tried: variants.len() });
-            }
-        }
-        tuned.sort_by_key(|tuned| tuned.task);
-        Ok(((device, cpu), Ok(Kernels { tuned, wrong })))
+/// A GPU against the CPU, for a network.
+struct Race<'a> {
+    subject: &'a Subject<'a>,
+    /// Height, width and channels of pictures.
+    sides: Option<[usize; 3]>,
+    clock: &'a Clock,
+    budget: Duration,
+}
+
+impl Race<'_> {
+    /// What it came to, of a network without a name.
+    fn of<M: Maker>(&self, maker: &M) -> Result<Tuning, String> {
+        let Self { subject, sides, clock, budget } = *self;
+        let end = clock.now() + budget;
+        let parts = maker.anew()?;
+        let (key, kind) = {
+            let info = &maker.device(&parts).info;
+            (AdapterKey::of(info), info.device_type)
+        };
+        let mut choices = Choices::of(kind);
+        let mut trusted = maker.trusted()?;
+        let inputs: Vec<&Tensor> = subject.inputs.iter().collect();
+        let expected = trusted.run(&inputs)?;
+        let in_time = || clock.now() < end;
+        let (parts, found) = tried(maker, parts, &choices, (&inputs, &expected), clock, &in_time)?;
+        let (kernels, wrong, untuned) = match found {
+            Ok(Kernels { tuned, wrong }) => (tuned, wrong, None),
+            Err(why) => (vec![], 0, Some(why)),
+        };
+        choices.known = kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect();
+        let mut gpu = maker.make(parts, choices)?;
+        let frame = subject.frame(sides, trusted.takes_pictures() && gpu.takes_pictures())?;
+        let frame: Vec<&Tensor> = frame.iter().collect();
+        let same = agree(&trusted.run(&frame)?, &gpu.run(&frame)?, maker.near());
+        same.map_err(|why| format!("the GPU computes wrong: {why}"))?;
+        let (gpu_ms, cpu_ms) = compare(&frame, [&mut gpu, &mut *trusted], clock)?;
+        Ok(Tuning {
+            format: FORMAT,
+            adapter: key,
+            model: String::new(),
+            engine: if gpu_ms < cpu_ms { "gpu" } else { "cpu" }.into(),
+            cpu_ms,
+            gpu_ms,
+            threads: subject.threads,
+            picture: sides,
+            half_precision: false,
+            untuned,
+            wrong,
+            kernels,
+        })
     }
 }
 
@@ -351,12 +317,20 @@ mod tests {
     use andon_protocol::release::Fit;
 
     use super::{super::golden::cases, *};
-    use crate::{EngineChoice, Session, SessionOptions, fixtures};
+    use crate::{
+        EngineChoice, Session, SessionOptions, TimedBy, fixtures,
+        gpu::chosen,
+        onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto},
+    };
 
     /// A clock that goes on with each look at it.
     fn clock() -> Clock {
         let now = Arc::new(AtomicU64::new(0));
         Clock::new(move || Duration::from_millis(now.fetch_add(1, SeqCst)))
+    }
+
+    fn workload(model: &Model) -> Workload<'_> {
+        Workload { model, input_shapes: &[], threads: 1, picture: None, adapter: None, half_precision: false }
     }
 
     #[test]
@@ -367,14 +341,18 @@ mod tests {
         let meaning = Pictures { mean: vec![100.0; 3], std: vec![50.0; 3], fit: Fit::Stretched };
         let inputs = vec![Tensor::noise(&[1, 3, 11, 14], Some(DataType::Float)).unwrap()];
         let subject = Subject {
+            model: &model,
             graph,
+            resolved: &resolved,
             shapes: &shapes,
             outputs: &model.wanted(),
+            isa: Isa::chosen().unwrap(),
             threads: 1,
             pictures: Some(&meaning),
             inputs,
         };
-        assert!(subject.plan().unwrap().takes_pictures());
+        let bytes = Bytes { subject: &subject, adapter: None };
+        assert!(bytes.trusted().unwrap().takes_pictures());
         for (sides, takes_pictures, expected) in [
             (Some([30, 40, 3]), true, &[1, 30, 40, 3][..]),
             (Some([30, 40, 1]), true, &[1, 30, 40, 1]),
@@ -391,7 +369,7 @@ mod tests {
             return eprintln!("NOT TESTED: no GPU and nothing that plays one");
         }
         let picture = Some(([30, 40, 3], &meaning));
-        let workload = Workload { model: &model, input_shapes: &[], threads: 1, picture, adapter: None };
+        let workload = Workload { picture, ..workload(&model) };
         let tuning = tune(&workload, "digest", &clock(), Duration::from_secs(60)).unwrap();
         assert_eq!(tuning.picture, Some([30, 40, 3]));
     }
@@ -402,10 +380,15 @@ mod tests {
             assert!(std::env::var("ANDON_TEST_GPU").is_err(), "no GPU and nothing that plays one");
             return eprintln!("NOT TESTED: no GPU and nothing that plays one");
         }
-        let model = fixtures::model(fixtures::qdq_proto());
-        let workload =
-            Workload { model: &model, input_shapes: &[], threads: 1, picture: None, adapter: None };
-        let tuning = tune(&workload, "digest", &clock(), Duration::from_secs(60)).unwrap();
+        for (proto, cpu) in [(fixtures::qdq_proto(), "cpu"), (fixtures::float_proto(), "tract")] {
+            let model = fixtures::model(proto);
+            let tuning = tune(&workload(&model), "digest", &clock(), Duration::from_secs(60)).unwrap();
+            is_used(&model, &tuning, cpu);
+        }
+    }
+
+    /// `cpu`: the engine where there is no GPU.
+    fn is_used(model: &Model, tuning: &Tuning, cpu: &str) {
         assert!(tuning.untuned.is_some() || !tuning.kernels.is_empty(), "{tuning:?}");
         for tuned in &tuning.kernels {
             let all = Choices::of(chosen(None).unwrap().get_info().device_type).tried(tuned.task);
@@ -418,20 +401,72 @@ mod tests {
             tuning: Some(Arc::new(tuning.clone())),
             ..Default::default()
         };
-        let mut session = Session::new(&model, &options).unwrap();
-        let expected = Session::new(&model, &SessionOptions::default()).unwrap();
-        let mut expected = expected;
-        let run = |session: &mut Session| session.run(&[("image", fixtures::image())]).unwrap();
-        assert_eq!(run(&mut session), run(&mut expected));
+        let run = |options: &SessionOptions| {
+            let mut session = Session::new(model, options).unwrap();
+            let outputs = session.run(&[("image", fixtures::image())]).unwrap();
+            let outputs: Vec<Tensor> = outputs.iter().map(|(_, tensor)| tensor.clone()).collect();
+            (session.engine(), outputs)
+        };
+        let ((ours, given), (theirs, expected)) = (run(&options), run(&SessionOptions::default()));
+        assert_eq!((ours, theirs), ("gpu", cpu));
+        agree(&expected, &given, if cpu == "cpu" { 0.0 } else { Precision::Single.near() }).unwrap();
         // The engine that was faster is taken, as long as the GPU is the one that was measured.
-        for engine in ["gpu", "cpu"] {
+        for (engine, expected) in [("gpu", "gpu"), ("cpu", cpu)] {
             let tuning = Tuning { engine: engine.into(), ..tuning.clone() };
-            let options = SessionOptions { tuning: Some(Arc::new(tuning.clone())), ..Default::default() };
-            assert_eq!(Session::new(&model, &options).unwrap().engine(), engine);
+            let with = |tuning: Tuning, half_precision: bool| {
+                let tuning = Some(Arc::new(tuning));
+                run(&SessionOptions { tuning, half_precision, ..Default::default() }).0
+            };
+            assert_eq!(with(tuning.clone(), false), expected);
+            assert_eq!(with(tuning.clone(), true), cpu);
             let mut other = tuning;
             other.adapter.driver_info.push_str(" another");
-            let options = SessionOptions { tuning: Some(Arc::new(other)), ..Default::default() };
-            assert_eq!(Session::new(&model, &options).unwrap().engine(), "cpu");
+            assert_eq!(with(other, false), cpu);
         }
+    }
+
+    #[test]
+    fn what_no_gpu_computes_is_said() {
+        let has = |proto| has_gpu_steps(&fixtures::model(proto), &[]);
+        assert_eq!((has(fixtures::qdq_proto()), has(fixtures::float_proto())), (Ok(()), Ok(())));
+        let graph = GraphProto {
+            name: "relu".into(),
+            input: vec![ValueInfoProto::new("x", DataType::Float, &[1, 4, 8, 8])],
+            output: vec![ValueInfoProto::new("y", DataType::Float, &[1, 4, 8, 8])],
+            node: vec![NodeProto::new("Relu", "", ["x"], ["y"])],
+            ..Default::default()
+        };
+        assert_eq!(has(ModelProto::new(graph, 17)).unwrap_err(), "it has no layer with weights");
+    }
+
+    #[test]
+    fn a_driver_without_a_clock_is_timed_from_outside() {
+        let Some(adapter) = super::super::device::adapters().into_iter().next() else {
+            return eprintln!("NOT TESTED: no GPU and nothing that plays one");
+        };
+        let model = fixtures::model(fixtures::qdq_proto());
+        let resolved = model.resolve_inputs(&[]).unwrap();
+        let subject = Subject {
+            model: &model,
+            graph: model.graph(),
+            resolved: &resolved,
+            shapes: &model.shapes(&resolved).unwrap(),
+            outputs: &model.wanted(),
+            isa: Isa::chosen().unwrap(),
+            threads: 1,
+            pictures: None,
+            inputs: vec![fixtures::image()],
+        };
+        let maker = Bytes { subject: &subject, adapter: None };
+        let (device, cpu) = maker.anew().unwrap();
+        let choices = Choices::of(adapter.get_info().device_type);
+        let mut gpu = maker.make((device.without_clock(), cpu), choices).unwrap();
+        let inputs: Vec<&Tensor> = subject.inputs.iter().collect();
+        let expected = gpu.run(&inputs).unwrap();
+        let times = gpu.profiled(&inputs, &clock()).unwrap();
+        assert_eq!(times.len(), gpu.dispatches() + 1);
+        assert!(times.iter().all(|one| one.clock == TimedBy::Repeated), "{times:?}");
+        // Dispatches that were repeated leave nothing behind.
+        assert_eq!(gpu.run(&inputs).unwrap(), expected);
     }
 }
