@@ -41,6 +41,11 @@ pub(crate) struct Packed {
 }
 
 impl Constants {
+    /// Room for so many weights and what comes with them, so that the list need not be moved as it grows.
+    pub(crate) fn reserve(&mut self, weights: usize) {
+        self.words.reserve(weights / 4 + weights / 16);
+    }
+
     fn align(&mut self) -> usize {
         self.words.resize(self.words.len().next_multiple_of(4), 0);
         self.words.len()
@@ -59,7 +64,7 @@ impl Constants {
 
     /// Bytes, four a word.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> u32 {
-        self.list(bytes.chunks(4).map(word).collect())
+        self.list(bytes.chunks(4).map(packed).collect())
     }
 
     pub(crate) fn table(&mut self, table: Option<&[u8; 256]>) -> u32 {
@@ -109,7 +114,7 @@ impl Constants {
         // bits at the end.
         let shift = |row: usize| {
             let row = &filters.weights[row * per_row..][..per_row];
-            row.iter().fold(0i32, |sum, w| sum.wrapping_add(i32::from(*w) << 7))
+            row.iter().fold(0i32, |sum, w| sum.wrapping_add(i32::from(*w))).wrapping_mul(1 << 7)
         };
         let bias = self.align();
         self.words.extend(filters.bias.iter().enumerate().map(|(i, b)| b.wrapping_add(shift(i)) as u32));
@@ -137,18 +142,30 @@ impl Constants {
         let weights = self.align();
         self.words.resize(weights + taps * depth * columns * 4, 0);
         let own = &mut self.words[weights..];
-        for row in 0..rows {
-            let column = row / 4;
-            // Channel of the input at which the row's group begins, counted from where the column begins to read.
+        // Words of input channels that lie before those of the row's group, and channels before them in their word.
+        let ahead = |row: usize| {
             let group = row / (rows / groups).max(1) * channels;
-            let ahead = group.saturating_sub(first(column));
-            for (tap, weights) in
-                filters.weights[row * taps * channels..].chunks_exact(channels).take(taps).enumerate()
-            {
-                for (channel, weight) in weights.iter().enumerate() {
-                    let at = ahead + channel;
-                    let word = ((tap * depth + at / 4) * columns + column) * 4 + row % 4;
-                    own[word] |= u32::from(*weight as u8) << (at % 4 * 8);
+            let ahead = group.saturating_sub(first(row / 4));
+            (ahead / 4, ahead % 4)
+        };
+        let place = |tap: usize, word: usize| (tap * depth + word) * 4 * columns;
+        for block in (0..rows).step_by(16) {
+            let block = block..(block + 16).min(rows);
+            for tap in 0..taps {
+                let of = |row: usize| &filters.weights[(row * taps + tap) * channels..][..channels];
+                // A line of the cache is written in one go.
+                let whole = if block.clone().all(|row| ahead(row) == (0, 0)) { channels / 4 } else { 0 };
+                let rows: Vec<&[[i8; 4]]> = block.clone().map(|row| of(row).as_chunks().0).collect();
+                for word in 0..whole {
+                    let own = &mut own[place(tap, word) + block.start..][..rows.len()];
+                    own.iter_mut().zip(&rows).for_each(|(own, row)| *own = four(&row[word]));
+                }
+                for row in block.clone() {
+                    let (words, bytes) = ahead(row);
+                    for (channel, weight) in of(row).iter().enumerate().skip(4 * whole) {
+                        let at = bytes + channel;
+                        own[place(tap, words + at / 4) + row] |= u32::from(*weight as u8) << (at % 4 * 8);
+                    }
                 }
             }
         }
@@ -171,6 +188,10 @@ impl Constants {
     }
 }
 
-fn word(bytes: &[u8]) -> u32 {
+fn packed(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte))
+}
+
+fn four(bytes: &[i8; 4]) -> u32 {
+    u32::from_le_bytes(bytes.map(|byte| byte as u8))
 }

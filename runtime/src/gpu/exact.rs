@@ -44,11 +44,16 @@ fn linear(pairs: &[u8], slopes: [f32; 3]) -> Option<Join> {
         let fixed = scaled(f64::from(slopes[2]) + 0.5);
         for nudge in [0, -1, 1, -8, 8, -64, 64] {
             let factors = [a, b, fixed + nudge];
-            let form = |i: usize| {
-                let sum = (i / 256) as i32 * factors[0] + (i % 256) as i32 * factors[1] + factors[2];
-                (sum >> shift).clamp(low.into(), high.into()) as u8
+            let holds = |(a, row): (usize, &[u8])| {
+                let first = a as i32 * factors[0] + factors[2];
+                let form = |b: usize| {
+                    let sum = first + b as i32 * factors[1];
+                    (sum >> shift).clamp(low.into(), high.into()) as u8
+                };
+                // All of a row, so that it is a matter of a few instructions.
+                row.iter().enumerate().fold(true, |right, (b, q)| right & (form(b) == *q))
             };
-            if pairs.iter().enumerate().all(|(i, q)| form(i) == *q) {
+            if pairs.chunks(256).enumerate().all(holds) {
                 return Some(Join::Linear { factors, shift, low, high });
             }
         }

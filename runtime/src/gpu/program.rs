@@ -127,6 +127,11 @@ impl Program {
     pub(crate) fn new(cpu: &Cpu, choices: Choices) -> Result<(Self, Vec<usize>), String> {
         let touched = cpu.touched();
         let mut lowering = Lowering::new(Layout::new(&cpu.buffer_sizes(), &touched), choices);
+        let weights = (0..touched.len()).filter_map(|at| match cpu.description(at)? {
+            Description::Convolution(what) => Some(what.filters.weights.len()),
+            _ => None,
+        });
+        lowering.constants.reserve(weights.sum());
         // Jobs in the plan's order; which of a step's they are is in each.
         let mut on_gpu = Vec::with_capacity(touched.len());
         // Inputs that the GPU quantises: the step, and where they go.
