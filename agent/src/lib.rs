@@ -14,6 +14,7 @@ pub mod enrol;
 pub mod files;
 pub mod golden;
 pub mod identity;
+pub mod incidents;
 pub mod line;
 pub mod local;
 pub mod output;

@@ -37,6 +37,7 @@ use crate::{
     engines::{Engines, notes::Notes},
     files::{Disk, SystemDisk},
     identity::{Identity, IdentityError},
+    incidents::Incidents,
     line::{Line, Progress, SpoolSink, progress},
     local::{self, Local},
     output::{Output, VerdictLine, verdicts::VerdictFile},
@@ -146,7 +147,8 @@ impl Agent {
         intake.offer(Item::Record(Record { at_ms: clock.now_ms(), body: Body::Event(started) }));
 
         let silence_max = silence_max(&config.camera);
-        let line = start_line(&config, &boot, &clock, SpoolSink(intake.clone()))?;
+        let incidents = Incidents::default();
+        let line = start_line(&config, &boot, &clock, SpoolSink(intake.clone()), incidents.clone())?;
         let stats = Arc::new(Stats::default());
         let (stop, stopped) = watch::channel(false);
         let (status, status_seen) = watch::channel(Status::default());
@@ -166,7 +168,7 @@ impl Agent {
         let notes = Notes::new(disk.clone(), &config.data_dir);
         let station = DeviceStation {
             line: line.clone(),
-            engines: Arc::new(Engines::new(engine, notes, clock.clone(), deadline(&config))),
+            engines: Arc::new(Engines::new(engine, notes, clock.clone(), deadline(&config), incidents)),
             clock: clock.clone(),
             intake,
             status,
@@ -263,6 +265,7 @@ fn start_line(
     boot: &BootId,
     clock: &Arc<dyn Clock>,
     sink: SpoolSink,
+    incidents: Incidents,
 ) -> Result<Line, RunError> {
     let camera = camera::open(&config.camera, clock.clone())?;
     let output: Box<dyn Output> = match &config.output {
@@ -279,6 +282,7 @@ fn start_line(
         drift: config.drift.clone(),
         drift_state: Some(config.data_dir.join("drift.state")),
         upload: config.upload.clone(),
+        incidents,
     };
     Ok(Line::new(Pipeline::start(settings, camera, output, Arc::new(sink), clock.clone())?))
 }

@@ -30,7 +30,7 @@ pub use engine::{Busy, Clock, Failure, GuardEvent, GuardPolicy, StepTime, TimedB
 pub use explain::{Explanation, PlanStep, Row};
 pub use gpu::{
     AdapterKey, Expected, GoldenReport, GpuAdapter, GpuPeaks, PipelineCache, Task, Tuned, Tuning, Variant,
-    Workload, WrongCase, chosen_gpu, chosen_gpu_but, gpus, has_gpu_steps, tune,
+    Workload, WrongCase, chosen_gpu, chosen_gpu_but, gpus, has_gpu_steps, is_float_network, tune,
 };
 pub use graph::{Graph, GraphError, Node, NodeId, Source, Value, ValueId};
 pub use image::{Image, ImageError, ImageLimits};

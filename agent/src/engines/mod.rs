@@ -22,10 +22,10 @@ use std::{
 use andon_protocol::{Digest, tuf::UtcTime};
 use andon_runtime::{
     AdapterKey, Busy, EngineChoice, GoldenReport, GpuAdapter, GuardPolicy, Model, Pictures, PipelineCache,
-    Tuning, Workload, chosen_gpu_but, has_gpu_steps, tune,
+    Tuning, Workload, chosen_gpu_but, has_gpu_steps, is_float_network, tune,
 };
 
-use crate::clock::Clock;
+use crate::{clock::Clock, incidents::Incidents};
 use decide::{Blocked, Decision, Gpu, Kept, Known, decide};
 use notes::{Checked, Notes, Trying};
 
@@ -35,7 +35,7 @@ const ADAPTERS_WAIT: Duration = Duration::from_secs(20);
 const TUNING_BUDGET: Duration = Duration::from_secs(5);
 const TUNING_WAIT: Duration = Duration::from_secs(60);
 /// To compare what the kernels of a network compute, and then for all of it.
-const CHECK_BUDGET: Duration = Duration::from_secs(5);
+const CHECK_BUDGET: Duration = Duration::from_secs(20);
 const CHECK_WAIT: Duration = Duration::from_secs(60);
 /// Tries of a driver in a row that came to no end before it is blocked.
 const TRIES_MAX: u32 = 3;
@@ -53,6 +53,7 @@ pub struct Engines {
     deadline: Duration,
     /// Set while a GPU is measured or compared: whatever runs on it meanwhile is slower.
     busy: Busy,
+    incidents: Incidents,
     /// For tests: software is measured and chosen like hardware.
     software_counts: bool,
 }
@@ -90,26 +91,42 @@ pub struct Choice {
 }
 
 impl Engines {
-    pub fn new(asked: EngineChoice, notes: Notes, clock: Arc<dyn Clock>, deadline: Duration) -> Self {
-        Self { asked, notes, clock, deadline, busy: Busy::default(), software_counts: false }
+    pub fn new(
+        asked: EngineChoice,
+        notes: Notes,
+        clock: Arc<dyn Clock>,
+        deadline: Duration,
+        incidents: Incidents,
+    ) -> Self {
+        Self { asked, notes, clock, deadline, busy: Busy::default(), incidents, software_counts: false }
+    }
+
+    /// Where it is told what goes wrong.
+    pub fn incidents(&self) -> &Incidents {
+        &self.incidents
     }
 
     /// How far a GPU is trusted: a run that is late leaves the CPU half of the deadline.
-    pub fn policy(&self, gpu: Option<&Gpu>) -> GuardPolicy {
+    pub fn policy(&self, gpu: Option<&Gpu>, tuning: Option<&Tuning>) -> GuardPolicy {
         let (most_wait, busy) = (self.deadline / 2, self.busy.clone());
         if gpu.is_some_and(|gpu| gpu.is_software) {
             // It shares its processors with everything else: what is late there is no sign of a bad driver.
             let least_wait = most_wait;
             return GuardPolicy { least_wait, most_wait, good_runs: 20, busy, ..Default::default() };
         }
-        GuardPolicy { most_wait, busy, ..Default::default() }
+        let tuned = tuning.map(|tuning| Duration::from_secs_f64(tuning.gpu_ms.clamp(0.0, 1e6) / 1e3));
+        GuardPolicy { most_wait, tuned, busy, ..Default::default() }
     }
 
     /// Takes up to [`TUNING_WAIT`] and more, where a GPU was not measured yet: seconds in most cases. Where it is the GPU, the
     /// caller says [`tried`](Self::tried) once that has computed something.
     pub fn choose(&self, network: &Network) -> Choice {
         let looks = matches!(self.asked, EngineChoice::Auto | EngineChoice::Gpu);
-        let computes = if looks { has_gpu_steps(&network.model, &network.input_shapes) } else { Ok(()) };
+        let is_float = is_float_network(&network.model);
+        let has_steps = |at_once: bool| {
+            if at_once { has_gpu_steps(&network.model, &network.input_shapes) } else { Ok(()) }
+        };
+        let mut computes = has_steps(looks && !is_float);
         let model_name = network.name();
         let (gpu, blocked, mut tuning) = match &computes {
             Ok(()) if looks => {
@@ -118,6 +135,12 @@ impl Engines {
             }
             _ => (Err("no GPU that was looked for".into()), vec![], None),
         };
+        // It takes all weights of a float network to know, so that there should be something to know it for.
+        if let Ok(gpu) = &gpu {
+            let refused = self.refused(gpu, &model_name).map_or(Ok(()), Err);
+            let is_used = self.asked == EngineChoice::Gpu || !gpu.is_software;
+            computes = computes.and(refused).and_then(|()| has_steps(is_float && is_used));
+        }
         let decided = |tuning: Option<&Kept>| {
             decide(&Known {
                 asked: self.asked,
@@ -140,6 +163,7 @@ impl Engines {
                     let why = format!("{} could not be measured: {why}", decide::name(&gpu.key));
                     // Since it computes wrong, perhaps; then it is not measured a second time.
                     let blocked = self.check(gpu, network, None).err();
+                    self.incidents.tell(short(&why));
                     Decision::Run(EngineChoice::Auto, blocked.unwrap_or(why))
                 }
             };
@@ -152,7 +176,10 @@ impl Engines {
         let (engine, why) = match &gpu {
             Ok(gpu) if engine == EngineChoice::Gpu => match self.check(gpu, network, of_gpu) {
                 Ok(()) => (engine, why),
-                Err(why) => (EngineChoice::Auto, why),
+                Err(why) => {
+                    self.incidents.tell(short(&why));
+                    (EngineChoice::Auto, why)
+                }
             },
             _ => (engine, why),
         };
@@ -188,7 +215,7 @@ impl Engines {
 
     /// Remembers that a driver is not to be used. Durable when this returns, which may take a while.
     pub fn block(&self, blocked: Blocked) {
-        tracing::error!("{}", blocked.text());
+        self.incidents.tell(blocked.text());
         if let Err(error) = self.notes.block(blocked) {
             tracing::error!(%error, "the blocked driver cannot be written down; it is tried again at the next start");
         }
@@ -294,7 +321,7 @@ impl Engines {
         let chosen =
             || tuning.into_iter().flat_map(|tuning| tuning.kernels.iter().map(|tuned| tuned.variant));
         let covers = |report: &GoldenReport| {
-            chosen().all(|variant| report.variants.contains(&variant) || report.left.contains(&variant))
+            report.left.is_empty() && chosen().all(|variant| report.variants.contains(&variant))
         };
         if earlier.iter().any(|checked| checked.model == model_name && covers(&checked.report)) {
             return Ok(());
@@ -337,24 +364,34 @@ impl Engines {
             left,
             "the GPU was compared with the CPU"
         );
-        if let Some(first) = report.wrong.first() {
+        let wrong = report.wrong.first().map(|first| {
             let count = report.wrong.len();
-            let reason = format!(
-                "{count} of {runs} cases computed wrong, the first: {}: {}",
-                first.case, first.reason
-            );
-            let blocked = self.bad(&gpu.key, &reason);
+            format!("{count} of {runs} cases computed wrong, the first: {}: {}", first.case, first.reason)
+        });
+        // Floats are never the same to the bit, and how far from each other they may end is the network's, not the driver's:
+        // it is this network that the GPU is not used for.
+        let refused = wrong.clone().filter(|_| is_float_network(&network.model));
+        if let (Some(reason), None) = (&wrong, &refused) {
+            let blocked = self.bad(&gpu.key, reason);
             let why = blocked.text();
             self.block(blocked);
             return Err(why);
         }
         let (adapter, agent, model) = (gpu.key.clone(), AGENT.into(), model_name);
         let at = UtcTime::from_unix_ms(self.clock.now_ms());
-        let kept = self.notes.keep_check(Checked { adapter, agent, model, at, report });
-        if let Err(error) = kept {
+        let checked = Checked { adapter, agent, model, at, report, refused: refused.clone() };
+        if let Err(error) = self.notes.keep_check(checked) {
             tracing::warn!(%error, "what was compared cannot be written down; it is compared again");
         }
-        Ok(())
+        refused.map_or(Ok(()), |why| Err(format!("{} is not used for it: {why}", decide::name(&gpu.key))))
+    }
+
+    /// Why a network was found not to be for a GPU.
+    fn refused(&self, gpu: &Gpu, model: &str) -> Option<String> {
+        let is_of = |checked: &Checked| {
+            checked.adapter == gpu.key && checked.agent == AGENT && checked.model == model
+        };
+        self.notes.checked().into_iter().find(is_of)?.refused
     }
 
     /// Counts a try before it begins; how many those are, in a row.
@@ -466,7 +503,8 @@ mod tests {
     fn engines(data_dir: &std::path::Path, asked: EngineChoice, software_counts: bool) -> Engines {
         let clock = ManualClock::at(1_795_734_245_000);
         let notes = Notes::new(Arc::new(SystemDisk), data_dir);
-        Engines { software_counts, ..Engines::new(asked, notes, Arc::new(clock), Duration::from_secs(2)) }
+        let (clock, incidents) = (Arc::new(clock), Incidents::default());
+        Engines { software_counts, ..Engines::new(asked, notes, clock, Duration::from_secs(2), incidents) }
     }
 
     fn choose(data_dir: &std::path::Path, asked: EngineChoice, software_counts: bool) -> Choice {
@@ -543,7 +581,17 @@ mod tests {
         assert_eq!(choice(EngineChoice::Gpu).engine, EngineChoice::Gpu);
         let notes = Notes::new(Arc::new(SystemDisk), dir.path());
         let checked = notes.checked().into_iter().find(|checked| checked.model == network.name()).unwrap();
-        assert_eq!((checked.report.wrong, checked.report.left), (vec![], vec![]));
+        assert_eq!((&*checked.report.wrong, &*checked.report.left), (&[][..], &[][..]));
+        // Where it gave other results than the CPU it is this network that stays there.
+        let refused = Some("1 of 2 cases computed wrong".into());
+        notes.keep_check(Checked { refused, ..checked }).unwrap();
+        let refused = choice(EngineChoice::Gpu);
+        assert_eq!(refused.engine, EngineChoice::Auto);
+        assert!(
+            refused.why.ends_with("no GPU computes this network: 1 of 2 cases computed wrong"),
+            "{refused:?}"
+        );
+        assert_eq!(notes.blocked(), []);
     }
 
     #[test]

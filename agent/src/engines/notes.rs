@@ -48,6 +48,9 @@ pub(super) struct Checked {
     pub(super) model: String,
     pub(super) at: UtcTime,
     pub(super) report: GoldenReport,
+    /// Why the GPU is not used for the network, if that is so though nothing is wrong with its driver.
+    #[serde(default)]
+    pub(super) refused: Option<String>,
 }
 
 /// A driver that is being tried. It lies there before the driver is touched, so that a crash leaves it.

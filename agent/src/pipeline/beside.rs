@@ -23,6 +23,7 @@ use super::{Config, Shared, Sink, frames::Ticket, lock, state_file};
 use crate::{
     camera::Frame,
     drift_watch::{DriftWatch, features, gray_plane},
+    incidents::Incidents,
     selection::{Candidate, Picture, Selector, difference_hash},
 };
 
@@ -47,8 +48,6 @@ pub(super) struct Judged {
     pub(super) active: Arc<Active>,
     /// `None`: a fault.
     pub(super) judgement: Option<Judgement>,
-    /// What happened to the engine meanwhile.
-    pub(super) notes: Vec<String>,
 }
 
 /// What others want of this thread; taken at the next turn.
@@ -71,6 +70,7 @@ pub(super) struct Beside {
     saved: Option<state_file::State>,
     frames_since_save: u64,
     take_sample: bool,
+    incidents: Incidents,
 }
 
 impl Beside {
@@ -93,6 +93,7 @@ impl Beside {
             saved,
             frames_since_save: 0,
             take_sample: false,
+            incidents: config.incidents.clone(),
         }
     }
 
@@ -108,6 +109,10 @@ impl Beside {
                 Err(RecvTimeoutError::Disconnected) => true,
             };
             self.obey();
+            for what in self.incidents.take() {
+                // Telemetry has no longer texts.
+                self.record(Body::Event(Event::Fault { what: what.chars().take(250).collect() }));
+            }
             self.collect_samples();
             self.tell_windows(is_over);
             if is_over {
@@ -120,10 +125,6 @@ impl Beside {
     fn frame(&mut self, judged: &Judged) {
         if self.active.as_ref().is_none_or(|active| !Arc::ptr_eq(active, &judged.active)) {
             self.switch(&judged.active);
-        }
-        for what in &judged.notes {
-            // Telemetry has no longer texts.
-            self.record(Body::Event(Event::Fault { what: what.chars().take(250).collect() }));
         }
         let before = self.watch.state();
         let plane = gray_plane(&judged.frame.image, &judged.active.manifest.input);

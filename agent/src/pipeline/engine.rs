@@ -23,8 +23,7 @@ pub(super) struct Engine {
     thread: JoinHandle<()>,
     /// The job that the thread has not answered yet.
     at_work_on: Option<u64>,
-    /// What happened to the engine and was not asked for yet.
-    notes: Vec<String>,
+    /// What it runs on now, if that was not asked for yet.
     changed: Option<String>,
 }
 
@@ -36,7 +35,6 @@ struct Job {
 struct Done {
     number: u64,
     result: Result<Judgement, Failure>,
-    notes: Vec<String>,
     changed: Option<String>,
 }
 
@@ -55,17 +53,12 @@ impl Engine {
         // The judge is gone before `outbox` is, which tells it.
         let work = move || work(judge, &inbox, &outbox);
         let thread = thread::Builder::new().name("engine".into()).spawn(work)?;
-        Ok(Self { jobs, done, thread, at_work_on: None, notes: vec![], changed: None })
+        Ok(Self { jobs, done, thread, at_work_on: None, changed: None })
     }
 
     /// Lets the thread end after what it is at.
     pub(super) fn retire(self) -> Retired {
         Retired { done: self.done, thread: self.thread }
-    }
-
-    /// What happened to the engine since the last call; it went on by itself.
-    pub(super) fn take_notes(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.notes)
     }
 
     /// What it runs on from now on, if that has changed since the last call.
@@ -115,7 +108,6 @@ impl Engine {
         match self.done.recv_timeout(left) {
             Ok(mut done) => {
                 self.at_work_on = None;
-                self.notes.append(&mut done.notes);
                 self.changed = done.changed.take().or(self.changed.take());
                 Ok(done)
             }
@@ -169,9 +161,8 @@ fn work(mut judge: Box<dyn Judge>, inbox: &Receiver<Job>, outbox: &SyncSender<Do
             Ok(Err(error)) => Err(Failure { reason: Reason::EngineFailed, detail: error.to_string() }),
             Err(panic) => Err(Failure { reason: Reason::EnginePanicked, detail: panic_text(&*panic) }),
         };
-        let told = catch_unwind(AssertUnwindSafe(|| (judge.take_notes(), judge.take_engine())));
-        let (notes, changed) = told.unwrap_or_default();
-        if outbox.send(Done { number, result, notes, changed }).is_err() {
+        let changed = catch_unwind(AssertUnwindSafe(|| judge.take_engine())).unwrap_or_default();
+        if outbox.send(Done { number, result, changed }).is_err() {
             return;
         }
     }

@@ -201,15 +201,13 @@ impl FrameLoop {
         let judged = self.judge(&ticket, &frame, identical);
         self.conclude(&ticket, frame.degraded, judged.as_ref().map_err(|reason| *reason));
         let Some((active, engine)) = &mut self.active else { return };
-        let notes = engine.take_notes();
-        notes.iter().for_each(|note| tracing::warn!("{note}"));
         if let Some(changed) = engine.take_change() {
             tracing::warn!("frames are judged on {changed}");
             self.shared.board().run_on(changed);
         }
         // A fault still goes to the watch: gates look at pictures, not at verdicts.
         let judgement = judged.ok();
-        let judged = Judged { ticket, frame, identical, active: Arc::clone(active), judgement, notes };
+        let judged = Judged { ticket, frame, identical, active: Arc::clone(active), judgement };
         match self.beside.try_send(judged) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.shared.board().unwatched += 1,

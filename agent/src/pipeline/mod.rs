@@ -45,7 +45,7 @@ use andon_protocol::{
 use andon_runtime::{Image, Judgement};
 
 use self::mailbox::Mailbox;
-use crate::{camera::Camera, clock::Clock, drift_watch, output::Output, selection};
+use crate::{camera::Camera, clock::Clock, drift_watch, incidents::Incidents, output::Output, selection};
 
 pub use health::{Counters, Health};
 pub use release::{LoadReleaseError, load_release};
@@ -66,11 +66,6 @@ pub trait Sink: Send + Sync {
 /// What judges an image: the runtime's classifier, or a test's fake.
 pub trait Judge: Send {
     fn judge(&mut self, image: &Image) -> Result<Judgement, JudgeError>;
-
-    /// What happened to the engine since the last call, for the log and for telemetry.
-    fn take_notes(&mut self) -> Vec<String> {
-        vec![]
-    }
 
     /// What it runs on from now on, as [`Running::engine`] says it, if that has changed for good.
     fn take_engine(&mut self) -> Option<String> {
@@ -108,6 +103,8 @@ pub struct Config {
     /// Where the detector's state outlives a restart; `None`: nowhere.
     pub drift_state: Option<PathBuf>,
     pub upload: selection::Config,
+    /// What others tell, for telemetry.
+    pub incidents: Incidents,
 }
 
 /// A running pipeline. Dropping it stops it.

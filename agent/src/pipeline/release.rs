@@ -18,7 +18,8 @@ use andon_protocol::{
     state::Running,
 };
 use andon_runtime::{
-    Classifier, GuardEvent, Guarding, Image, Judgement, Limits, Model, SessionOptions, onnx,
+    Classifier, Failure, GuardEvent, Guarding, Image, Judgement, Limits, Model, SessionOptions,
+    is_float_network, onnx,
 };
 
 use super::{Judge, JudgeError, LoadedRelease};
@@ -65,7 +66,8 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     // A GPU that fails costs no frame; what happened to it is told.
     let clock = SystemClock::new();
     let clock = andon_runtime::Clock::new(move || clock.elapsed());
-    let guarding = Some(Guarding { policy: engines.policy(gpu.as_ref()), clock });
+    let policy = engines.policy(gpu.as_ref(), tuning.as_deref());
+    let guarding = Some(Guarding { policy, clock });
     let kept = pipelines.clone();
     let adapter = gpu.as_ref().map(|gpu| gpu.key.clone());
     let options =
@@ -80,7 +82,7 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     if let Some(pipelines) = kept {
         engines.keep(&pipelines);
     }
-    let mut judge = Chosen::new(classifier, gpu, Arc::clone(engines), why);
+    let mut judge = Chosen::new(classifier, gpu, Arc::clone(engines), why, is_float_network(&model));
     let engine = judge.take_engine().unwrap_or_default();
     tracing::info!(release = %manifest.release, "runs on {engine}");
 
@@ -110,29 +112,40 @@ struct Chosen {
     on_trial: Option<u32>,
     /// Why it was chosen.
     why: String,
-    /// What happened since the last call, and what it runs on if that has changed.
-    notes: Vec<String>,
+    /// Floats differ for more reasons than that a driver is bad.
+    is_float: bool,
+    /// The newest failure was another result than the CPU's.
+    has_differed: bool,
+    /// What it runs on, if that has changed since the last call.
     engine: Option<String>,
 }
 
 impl Chosen {
-    fn new(classifier: Classifier, gpu: Option<Gpu>, engines: Arc<Engines>, why: String) -> Self {
+    fn new(
+        classifier: Classifier,
+        gpu: Option<Gpu>,
+        engines: Arc<Engines>,
+        why: String,
+        is_float: bool,
+    ) -> Self {
         let engine = Some(format!("{}: {why}", classifier.engine()));
         let is_refused = gpu.is_some() && classifier.engine() != "gpu";
         let on_trial = gpu.as_ref().map(|_| TRIAL_IMAGES);
-        let mut chosen = Self { classifier, engines, gpu, on_trial, why, notes: vec![], engine };
-        chosen.hear();
-        if let Some(note) = chosen.notes.last().filter(|_| is_refused) {
-            chosen.engine = Some(short(&format!("{}: {note}", chosen.classifier.engine())));
+        let mut chosen =
+            Self { classifier, engines, gpu, on_trial, why, is_float, has_differed: false, engine };
+        if let (Some(event), true) = (chosen.hear(), is_refused) {
+            chosen.engine = Some(short(&format!("{}: {event}", chosen.classifier.engine())));
         }
         chosen
     }
 
-    /// Takes note of what happened to the engine.
-    fn hear(&mut self) {
+    /// Tells what happened to the engine since the last call; the newest of it.
+    fn hear(&mut self) -> Option<String> {
+        let mut newest = None;
         for event in self.classifier.take_events() {
             match (&event, &self.gpu) {
-                (GuardEvent::Failed { .. }, Some(gpu)) => {
+                (GuardEvent::Failed { failure, .. }, Some(gpu)) => {
+                    self.has_differed = *failure == Failure::Mismatch;
                     // It is made anew soon, and frames wait for nothing meanwhile.
                     let key = gpu.key.clone();
                     self.on_trial = None;
@@ -146,15 +159,20 @@ impl Chosen {
                     let reason = format!("{failures} failures in a row, the last: {reason}");
                     let blocked = self.engines.bad(&gpu.key, &reason);
                     self.engine = Some(short(&format!("{}: {}", self.classifier.engine(), blocked.text())));
+                    let is_bad = !(self.is_float && self.has_differed);
                     self.beside(move |engines| {
-                        engines.block(blocked);
+                        if is_bad {
+                            engines.block(blocked);
+                        }
                         engines.tried();
                     });
                 }
                 _ => {}
             }
-            self.notes.push(event.to_string());
+            self.engines.incidents().tell(event.to_string());
+            newest = Some(event.to_string());
         }
+        newest
     }
 
     /// Disks take their time, and a verdict waits for none.
@@ -177,7 +195,9 @@ impl Drop for Chosen {
 
 impl Judge for Chosen {
     fn judge(&mut self, image: &Image) -> Result<Judgement, JudgeError> {
-        let judgement = self.classifier.classify(image).map_err(|error| JudgeError(error.to_string()))?;
+        let judgement = self.classifier.classify(image);
+        self.hear();
+        let judgement = judgement.map_err(|error| JudgeError(error.to_string()))?;
         self.on_trial = match self.on_trial {
             Some(0) => {
                 self.beside(Engines::tried);
@@ -186,11 +206,6 @@ impl Judge for Chosen {
             other => other.map(|left| left - 1),
         };
         Ok(judgement)
-    }
-
-    fn take_notes(&mut self) -> Vec<String> {
-        self.hear();
-        std::mem::take(&mut self.notes)
     }
 
     fn take_engine(&mut self) -> Option<String> {

@@ -31,6 +31,7 @@ use crate::{
     clock::{Clock, ManualClock, SystemClock},
     decision::{Reason, Verdict},
     drift_watch::{self, features, gray_plane},
+    incidents::Incidents,
     output::{Collected, VerdictLine},
     selection,
 };
@@ -45,6 +46,7 @@ fn config() -> Config {
         drift: drift_watch::Config::default(),
         drift_state: None,
         upload: selection::Config { bytes_per_hour: 0, ..Default::default() },
+        incidents: Incidents::default(),
     }
 }
 
@@ -245,6 +247,20 @@ fn camera_faults_and_frozen_pictures_are_faults() {
         0,
         "a camera's fault is not the release's"
     );
+}
+
+#[test]
+fn incidents_reach_telemetry_without_a_frame() {
+    let incidents = Incidents::default();
+    incidents.tell("the driver is blocked");
+    let (rig, _feed) = Rig::fed(Config { incidents: incidents.clone(), ..config() });
+    let told = |text: &str| {
+        let fault = Event::Fault { what: text.into() };
+        eventually("the incident", || rig.sink.events().contains(&fault).then_some(()));
+    };
+    told("the driver is blocked");
+    incidents.tell("the GPU is late");
+    told("the GPU is late");
 }
 
 #[test]

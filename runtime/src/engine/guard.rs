@@ -83,8 +83,9 @@ pub struct GuardPolicy {
     /// One run in so many is compared, beginning with the first, and the first of each shape and type of inputs; and each that
     /// gives what is no number or has another shape than before. 0 compares none.
     pub compare_every: u64,
-    /// A run may take so many times the usual.
+    /// A run may take so many times what it took when it was measured, or else what is usual.
     pub patience: u32,
+    pub tuned: Option<Duration>,
     /// But no run is given up before this,
     pub least_wait: Duration,
     /// and each after this, so that there is time left for the other engine.
@@ -108,6 +109,7 @@ impl Default for GuardPolicy {
         Self {
             compare_every: 1_000,
             patience: 5,
+            tuned: None,
             least_wait: Duration::from_millis(50),
             most_wait: Duration::MAX,
             first_wait: Duration::from_secs(30),
@@ -357,9 +359,10 @@ impl Guard {
     /// What the untrusted engine gives, if it gives something in time.
     fn attempt(&mut self, inputs: &[&Tensor]) -> Option<Vec<Tensor>> {
         let State::Ready(worker) = &mut self.state else { return None };
-        let GuardPolicy { patience, least_wait, most_wait, first_wait, busy, .. } = &self.policy;
-        let wait = match self.usual {
-            None if self.runs == 0 => *first_wait,
+        let GuardPolicy { patience, tuned, least_wait, most_wait, first_wait, busy, .. } = &self.policy;
+        let wait = match tuned.or(self.usual) {
+            // One that failed was tried when it was made anew.
+            _ if self.runs == 0 && self.failures == 0 => *first_wait,
             Some(usual) if !busy.is_set() => usual.saturating_mul(*patience).max(*least_wait).min(*most_wait),
             _ => *most_wait.min(first_wait),
         };
@@ -679,6 +682,31 @@ mod tests {
         (0..3).for_each(|_| bench.frame());
         let reason = "no result after 1000 ms".to_owned();
         assert_eq!(bench.guard.take_events(), [GuardEvent::Failed { failure: Failure::Late, reason }]);
+    }
+
+    /// What it took when it was measured, not what it has come to take since.
+    #[test]
+    fn an_engine_is_waited_for_as_it_was_measured() {
+        let tuned = Some(Duration::from_millis(60));
+        let mut bench = bench(GuardPolicy { tuned, least_wait: Duration::ZERO, ..quick() });
+        bench.guard.usual = Some(Duration::from_secs(2));
+        bench.script("..h.h");
+        (0..3).for_each(|_| bench.frame());
+        let reason = "no result after 300 ms".to_owned();
+        assert_eq!(bench.guard.take_events(), [GuardEvent::Failed { failure: Failure::Late, reason }]);
+    }
+
+    /// The first run compiles, and is waited for; one that was made anew has been tried.
+    #[test]
+    fn only_the_very_first_run_may_take_long() {
+        let mut bench = bench(GuardPolicy { most_wait: Duration::from_millis(200), ..quick() });
+        bench.script("e.h");
+        bench.frame();
+        bench.now.store(1_000, SeqCst);
+        bench.frame();
+        let events = bench.guard.take_events();
+        let reason = "no result after 200 ms".to_owned();
+        assert_eq!(events.last(), Some(&GuardEvent::Failed { failure: Failure::Late, reason }), "{events:?}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod images;
 mod qdq;
 pub(crate) mod tract;
 
-pub(crate) use agree::{NEAR, agree};
+pub(crate) use agree::{NEAR, Near, agree};
 pub use guard::{Busy, Clock, Failure, GuardEvent, GuardPolicy};
 
 use crate::{
@@ -95,7 +95,7 @@ pub enum TimedBy {
 /// The engine asked for, or the first that does well by the network.
 pub(crate) fn build(choice: EngineChoice, request: &Request<'_>) -> Result<Box<dyn Engine>, LoadError> {
     if choice == EngineChoice::Auto
-        && request.tuning.is_some_and(|tuning| gpu::wins(tuning, request.adapter, request.half))
+        && request.tuning.is_some_and(|tuning| gpu::wins(tuning, request))
         && let Ok(engine) = build(EngineChoice::Gpu, request)
     {
         return Ok(engine);

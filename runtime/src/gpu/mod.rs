@@ -39,7 +39,7 @@ pub(crate) use fault::Fault;
 pub(crate) use float::{FloatGpu, Precision, Share, is_float};
 pub use golden::{Expected, GoldenReport, WrongCase};
 pub use probe::{GpuAdapter, GpuPeaks, chosen_gpu, chosen_gpu_but, gpus};
-pub use tune::{AdapterKey, Tuned, Tuning, Workload, has_gpu_steps, tune};
+pub use tune::{AdapterKey, Tuned, Tuning, Workload, has_gpu_steps, is_float_network, tune};
 
 use std::{
     collections::VecDeque,
@@ -55,7 +55,7 @@ use crate::{
     cpu::{Cpu, Isa, Sketch, StepKind, StepSummary, Summary, describe::Sources},
     engine::{Clock, Engine, StepTime, guarded},
     graph::{Graph, ValueId},
-    session::Pictures,
+    session::{Pictures, Request},
     shape::Shapes,
     tensor::Tensor,
 };
@@ -312,8 +312,9 @@ impl Engine for Gpu {
 }
 
 /// Whether a tuning is of the GPU that would be used and of that precision, and found it faster.
-pub(crate) fn wins(tuning: &Tuning, adapter: Option<&AdapterKey>, half: bool) -> bool {
+pub(crate) fn wins(tuning: &Tuning, request: &Request<'_>) -> bool {
+    let Request { model, adapter, half, .. } = *request;
     tuning.engine == "gpu"
-        && tuning.half_precision == half
+        && (tuning.half_precision == half || !is_float(model.graph()))
         && guarded(|| Ok(tuning.fits(&chosen(adapter)?.get_info()))).unwrap_or(false)
 }

@@ -106,56 +106,84 @@ fn sides(
 mod tests {
     use super::*;
 
+    /// For each output pixel the input pixels that reach it, each with the tap.
+    type Reached = Vec<Vec<([usize; 2], usize)>>;
+
+    fn sorted(mut reached: Reached) -> Reached {
+        reached.iter_mut().for_each(|pixel| pixel.sort_unstable());
+        reached
+    }
+
+    fn pairs([h, w]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
+        (0..h).flat_map(move |y| (0..w).map(move |x| [y, x]))
+    }
+
+    fn by_parts(window: &Window, input: [usize; 2], output: [usize; 2]) -> Reached {
+        let mut reached = vec![vec![]; output[0] * output[1]];
+        for part in parts(window, input, output).unwrap() {
+            for at in pairs(part.size) {
+                let to = [0, 1].map(|d| part.first[d] + at[d] * window.strides[d]);
+                for (tap, [ky, kx]) in pairs(part.kernel).enumerate() {
+                    let from = [ky, kx];
+                    let from =
+                        [0, 1].map(|d| (at[d] + from[d] * part.dilations[d]).checked_sub(part.before[d]));
+                    if let ([Some(y), Some(x)], Some(own)) = (from, part.taps.get(tap))
+                        && y < input[0]
+                        && x < input[1]
+                    {
+                        reached[to[0] * output[1] + to[1]].push(([y, x], *own));
+                    }
+                }
+            }
+        }
+        sorted(reached)
+    }
+
+    /// As ONNX says it: each input pixel goes to as many output pixels as the window has taps.
+    fn by_definition(window: &Window, pads: [usize; 4], input: [usize; 2], output: [usize; 2]) -> Reached {
+        let mut reached = vec![vec![]; output[0] * output[1]];
+        for from in pairs(input) {
+            for (tap, k) in pairs([window.kernel[0], window.kernel[1]]).enumerate() {
+                let to = [0, 1]
+                    .map(|d| (from[d] * window.strides[d] + k[d] * window.dilations[d]).checked_sub(pads[d]));
+                if let [Some(y), Some(x)] = to
+                    && y < output[0]
+                    && x < output[1]
+                {
+                    reached[y * output[1] + x].push((from, tap));
+                }
+            }
+        }
+        sorted(reached)
+    }
+
     #[test]
     fn each_output_pixel_sees_the_taps_that_reach_it() {
-        let check = |kernel: [usize; 2], strides: [usize; 2], pads: [usize; 4], input: [usize; 2]| {
+        // Kernel, strides, dilations, pads, input, and how much larger the output is.
+        type Row = ([usize; 2], [usize; 2], [usize; 2], [usize; 4], [usize; 2], [usize; 2]);
+        let rows: [Row; 7] = [
+            ([3, 3], [2, 2], [1, 1], [1, 1, 1, 1], [4, 5], [0, 0]),
+            ([3, 3], [2, 2], [1, 1], [1, 1, 1, 1], [4, 5], [1, 1]),
+            ([2, 2], [2, 2], [1, 1], [0; 4], [3, 3], [0, 0]),
+            ([1, 4], [3, 2], [1, 1], [0, 1, 0, 0], [5, 2], [2, 1]),
+            ([5, 3], [1, 1], [1, 1], [2, 0, 1, 1], [4, 6], [0, 0]),
+            ([3, 2], [2, 3], [2, 3], [0; 4], [4, 3], [0, 0]),
+            ([3, 3], [4, 2], [2, 1], [1, 0, 0, 1], [3, 4], [0, 0]),
+        ];
+        for (kernel, strides, dilations, pads, input, more) in rows {
             let window = Window {
                 kernel: kernel.to_vec(),
                 strides: strides.to_vec(),
-                dilations: vec![1, 1],
+                dilations: dilations.to_vec(),
                 pads: Pads::Explicit(pads.to_vec()),
                 ceil: false,
             };
-            let size = |d: usize| (input[d] - 1) * strides[d] + kernel[d] - pads[d] - pads[d + 2];
-            let output = [size(0), size(1)];
-            let mut seen = vec![0; output[0] * output[1]];
-            for part in parts(&window, input, output).unwrap() {
-                for row in 0..part.size[0] {
-                    for column in 0..part.size[1] {
-                        let inside =
-                            |at: usize, d: usize| at >= part.before[d] && at - part.before[d] < input[d];
-                        let taps = (0..part.kernel[0] * part.kernel[1]).filter(|tap| {
-                            let (ky, kx) = (tap / part.kernel[1], tap % part.kernel[1]);
-                            part.taps.get(*tap).is_some()
-                                && inside(row + ky * part.dilations[0], 0)
-                                && inside(column + kx * part.dilations[1], 1)
-                        });
-                        let (y, x) = (part.first[0] + row * strides[0], part.first[1] + column * strides[1]);
-                        seen[y * output[1] + x] += taps.count();
-                    }
-                }
-            }
-            // As ONNX says it: each input pixel goes to as many output pixels as the window has taps.
-            let mut expected = vec![0; output[0] * output[1]];
-            for (y, x) in (0..input[0]).flat_map(|y| (0..input[1]).map(move |x| (y, x))) {
-                for (ky, kx) in (0..kernel[0]).flat_map(|ky| (0..kernel[1]).map(move |kx| (ky, kx))) {
-                    let to = [
-                        (y * strides[0] + ky).checked_sub(pads[0]),
-                        (x * strides[1] + kx).checked_sub(pads[1]),
-                    ];
-                    if let [Some(y), Some(x)] = to
-                        && y < output[0]
-                        && x < output[1]
-                    {
-                        expected[y * output[1] + x] += 1;
-                    }
-                }
-            }
-            assert_eq!(seen, expected, "{window:?} over {input:?}");
-        };
-        check([3, 3], [2, 2], [1, 1, 1, 1], [4, 5]);
-        check([2, 2], [2, 2], [0; 4], [3, 3]);
-        check([1, 4], [3, 2], [0, 1, 0, 0], [5, 2]);
-        check([5, 3], [1, 1], [2, 0, 1, 1], [4, 6]);
+            let output = [0, 1].map(|d| {
+                (input[d] - 1) * strides[d] + (kernel[d] - 1) * dilations[d] + 1 - pads[d] - pads[d + 2]
+                    + more[d]
+            });
+            let seen = by_parts(&window, input, output);
+            assert_eq!(seen, by_definition(&window, pads, input, output), "{window:?} over {input:?}");
+        }
     }
 }

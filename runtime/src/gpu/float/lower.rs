@@ -85,6 +85,7 @@ impl<'a> Lowering<'a> {
     ) -> Result<Self, String> {
         let look = Look::new(graph, shapes, wanted);
         let shares = vec![Share::Nothing; graph.nodes().len()];
+        let fixed = graph.values().filter_map(|value| Some(graph.constant(value)?.bytes()));
         let mut lowering = Self {
             look,
             choices,
@@ -92,7 +93,7 @@ impl<'a> Lowering<'a> {
             homes: HashMap::new(),
             wholes: HashMap::new(),
             shares,
-            constants: Constants::new(precision),
+            constants: Constants::new(precision, fixed.sum()),
             jobs: vec![],
             sizes: vec![1],
             host: vec![],

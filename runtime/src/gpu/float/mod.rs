@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     cpu::{Isa, Team, arrange},
-    engine::{Clock, Engine, StepTime, guarded},
+    engine::{Clock, Engine, Near, StepTime, guarded},
     graph::{Graph, NodeId, ValueId},
     plain::Call,
     shape::Shapes,
@@ -62,11 +62,11 @@ impl Precision {
     }
 
     /// How far results may be from the CPU's, of their range: sums run in another order.
-    pub(super) fn near(self) -> f32 {
+    pub(super) fn near(self) -> Near {
         match self {
-            Self::Single => 1e-3,
+            Self::Single => Near { part: 1e-3, by_channel: true },
             // What is far away at the end of a deep network was not far from each other in it.
-            Self::Half => 0.1,
+            Self::Half => Near { part: 0.1, by_channel: false },
         }
     }
 }

@@ -5,12 +5,15 @@ use half::f16;
 
 use super::{Precision, terms::Sliding};
 
-/// Words of 32 bits: a gigabyte.
-const WORDS_MAX: usize = 1 << 28;
+/// Words of 32 bits for each that the network's own constants have, and for what does not grow with them: what has few
+/// channels is filled up with zeros.
+const FILLED_UP: usize = 4;
+const SPARE: usize = 16 << 20;
 
 pub(super) struct Constants {
     pub(super) words: Vec<u32>,
     precision: Precision,
+    words_max: usize,
 }
 
 /// Filters as ONNX has them, `[output][input of its group][row][column]`, and what is added to each output.
@@ -40,8 +43,10 @@ impl Filters {
 }
 
 impl Constants {
-    pub(super) fn new(precision: Precision) -> Self {
-        Self { words: vec![], precision }
+    /// For a network whose constants have so many bytes.
+    pub(super) fn new(precision: Precision, bytes: u64) -> Self {
+        let words = usize::try_from(bytes / 4).unwrap_or(usize::MAX);
+        Self { words: vec![], precision, words_max: words.saturating_mul(FILLED_UP).saturating_add(SPARE) }
     }
 
     pub(super) fn is_half(&self) -> bool {
@@ -54,8 +59,10 @@ impl Constants {
 
     /// Zeros for so many numbers.
     fn zeros(&self, count: Option<usize>) -> Result<Vec<f32>, String> {
-        let fits = |count: &usize| self.words.len().checked_add(*count).is_some_and(|end| end <= WORDS_MAX);
-        let count = count.filter(fits).ok_or("the weights up to here are too large for a GPU")?;
+        let fits =
+            |count: &usize| self.words.len().checked_add(*count).is_some_and(|end| end <= self.words_max);
+        let count =
+            count.filter(fits).ok_or("the weights up to here would be far more on a GPU than in the file")?;
         Ok(vec![0.0; count])
     }
 

@@ -1,6 +1,8 @@
 //! Whether a driver computes a float network right: the network itself, against the CPU. All that comes out is compared, and
 //! nearer than a frame is later on.
 
+use std::time::Duration;
+
 use super::{GoldenReport, WrongCase, variants};
 use crate::{
     Model,
@@ -9,6 +11,7 @@ use crate::{
         Choices, Fault, Tuning,
         device::{Checks, Device},
         float::{FloatGpu, Network, Precision},
+        tune::{fits_memory, soon_enough},
     },
     tensor::{Data, Tensor},
 };
@@ -16,13 +19,14 @@ use crate::{
 /// Errors say that it does not run at all, and nothing of the driver.
 pub(super) fn check(
     adapter: &wgpu::Adapter,
-    model: &Model,
-    input_shapes: &[(String, Vec<usize>)],
+    (model, input_shapes): (&Model, &[(String, Vec<usize>)]),
     tuning: Option<&Tuning>,
     fault: Option<Fault>,
+    now: &dyn Fn() -> Duration,
 ) -> Result<GoldenReport, String> {
     let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
     let shapes = model.shapes(&resolved).map_err(|e| e.to_string())?;
+    fits_memory(model, &shapes)?;
     let wanted = model.wanted();
     let half = tuning.is_some_and(|tuning| tuning.half_precision);
     let precision = if half { Precision::Half } else { Precision::Single };
@@ -39,6 +43,9 @@ pub(super) fn check(
     });
     let turned = turned.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     guarded(|| {
+        let begin = now();
+        cpu.run(&noise.iter().collect::<Vec<_>>())?;
+        soon_enough(now().saturating_sub(begin))?;
         let mut gpu = FloatGpu::of(network, Device::new(adapter, Checks::Off)?, 1)?;
         gpu = gpu.with_fault(fault.filter(|fault| fault.is_everywhere()));
         let used = variants(gpu.executed().1, &|_| true);

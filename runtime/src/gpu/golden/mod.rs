@@ -9,7 +9,7 @@ mod expected;
 mod floats;
 pub(in crate::gpu) mod random;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use andon_protocol::release::Fit;
 use andon_shaders::Variant;
@@ -323,11 +323,13 @@ pub(super) fn check_network(
     tuning: Option<&Tuning>,
     known: &[Variant],
     fault: Option<Fault>,
-    in_time: &dyn Fn() -> bool,
+    (now, budget): (&dyn Fn() -> Duration, Duration),
 ) -> Result<GoldenReport, String> {
     const ENOUGH: usize = 2;
+    let end = now() + budget;
+    let in_time = || now() < end;
     if is_float(model.graph()) {
-        return floats::check(adapter, model, input_shapes, tuning, fault);
+        return floats::check(adapter, (model, input_shapes), tuning, fault, now);
     }
     let mut checker = Checker::new(adapter, fault);
     let mut choices = Choices::of(adapter.get_info().device_type);
@@ -409,7 +411,8 @@ mod tests {
         for adapter in adapters() {
             let check = |fault: Option<&str>| {
                 let fault = fault.map(|text| text.parse().unwrap());
-                check_network(&adapter, &model, &[], None, &[], fault, &|| true)
+                let hour = Duration::from_secs(3600);
+                check_network(&adapter, &model, &[], None, &[], fault, (&Duration::default, hour))
             };
             let report = check(None).unwrap();
             assert_eq!((&*report.wrong, &*report.left, report.runs), (&[][..], &[][..], 2));
@@ -427,9 +430,11 @@ mod tests {
             assert!(std::env::var("ANDON_TEST_GPU").is_err(), "no GPU and nothing that plays one");
             return eprintln!("NOT TESTED: no GPU and nothing that plays one");
         };
+        let now = Duration::default;
         let check = |known: &[Variant], fault: Option<&str>, in_time: bool| {
             let fault = fault.map(|text| text.parse().unwrap());
-            check_network(&adapter, &model, &[], None, known, fault, &|| in_time).unwrap()
+            let budget = Duration::from_secs(if in_time { 3600 } else { 0 });
+            check_network(&adapter, &model, &[], None, known, fault, (&now, budget)).unwrap()
         };
         let report = check(&[], None, true);
         assert_eq!((&*report.wrong, &*report.left, report.rounded), (&[][..], &[][..], 0));
@@ -445,6 +450,7 @@ mod tests {
         assert_eq!(report.wrong.len(), report.runs, "{report:?}");
         assert_eq!(report.wrong[0].case, "the network");
         let lost = Some("lost@0".parse().unwrap());
-        assert!(check_network(&adapter, &model, &[], None, &[], lost, &|| true).is_err());
+        let hour = Duration::from_secs(3600);
+        assert!(check_network(&adapter, &model, &[], None, &[], lost, (&now, hour)).is_err());
     }
 }
