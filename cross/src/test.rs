@@ -28,6 +28,10 @@ pub(crate) fn run() -> Result<()> {
     // Whole networks on whatever plays a GPU here.
     tests.env("ANDON_TEST_NETWORKS", peers::networks()?);
     shell::run("tests", &mut tests)?;
+    // What is expected to be wrong of a driver must be, and nothing else.
+    let mut check = Command::new(shell::program("andon-agent")?);
+    check.args(["gpu", "--check", "--seconds", "120"]);
+    shell::run("kernels on each GPU, or what plays one", &mut check)?;
     peers::parity(&peers::ParityOptions::default())
 }
 

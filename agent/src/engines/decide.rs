@@ -144,6 +144,7 @@ pub(super) mod tests {
             threads: 1,
             picture: None,
             half_precision: false,
+            alone: false,
             untuned: None,
             wrong: 0,
             kernels: vec![],

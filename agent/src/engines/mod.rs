@@ -131,7 +131,9 @@ impl Engines {
         let (gpu, blocked, mut tuning) = match &computes {
             Ok(()) if looks => {
                 let blocked = self.blocked();
-                (self.look(&blocked), blocked, self.notes.tuning(&model_name))
+                let gpu = self.look(&blocked);
+                let tuning = gpu.as_ref().ok().and_then(|gpu| self.notes.tuning(&model_name, &gpu.key));
+                (gpu, blocked, tuning)
             }
             _ => (Err("no GPU that was looked for".into()), vec![], None),
         };
@@ -527,8 +529,12 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tuning").join(format!("{}.json", Digest::of(b"largest")));
         let first = choose(dir.path(), EngineChoice::Auto, true);
+        let folder = dir.path().join("tuning");
+        let model = Digest::of(b"largest").to_string();
+        let name =
+            SystemDisk.list(&folder).unwrap().into_iter().find(|name| name.starts_with(&model)).unwrap();
+        let path = folder.join(name);
         assert!(first.why.contains(" ms (tuned 2026-11-26)"), "{first:?}");
         assert_eq!(first.gpu.is_some(), first.engine == EngineChoice::Gpu, "{first:?}");
         // The same file says the same.

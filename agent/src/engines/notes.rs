@@ -1,9 +1,9 @@
-//! What a device knows of its GPU, in a folder that a person can read: for each network `DIGEST.json` with what was
-//! measured, `checked.json` with what was compared, `blocked.json`, `looking.json` while drivers are asked what there is, and
+//! What a device knows of its GPU, in a folder that a person can read: for each network and driver `DIGEST.DRIVER.json` with what
+//! was measured, `checked.json` with what was compared, `blocked.json`, `looking.json` while drivers are asked what there is, and
 //! `trying.json` while one is tried; beside them `pipelines.bin`, kernels as the driver compiled them.
 //!
 //! Invariants: files are replaced whole, reads are bounded; what is damaged counts as not there and is told once; the
-//! folder keeps at most [`NETWORKS_MAX`] networks, [`CHECKED_MAX`] comparisons and [`BLOCKED_MAX`] drivers, the newest.
+//! folder keeps at most [`NETWORKS_MAX`] measurements, [`CHECKED_MAX`] comparisons and [`BLOCKED_MAX`] drivers, the newest.
 
 use std::{
     io,
@@ -68,23 +68,25 @@ impl Notes {
         Self { disk, folder: data_dir.join("tuning"), writing: Mutex::new(()) }
     }
 
-    pub(super) fn tuning(&self, model: &str) -> Option<Kept> {
-        self.read(&file_of(model))
+    pub(super) fn tuning(&self, model: &str, adapter: &AdapterKey) -> Option<Kept> {
+        self.read(&file_of(model, adapter))
     }
 
     /// Writes it down, and forgets the oldest ones.
     pub(super) fn keep(&self, kept: &Kept) -> io::Result<()> {
-        self.write(&file_of(&kept.tuning.model), kept)?;
+        let own = file_of(&kept.tuning.model, &kept.tuning.adapter);
+        self.write(&own, kept)?;
         let models = self.disk.list(&self.folder)?.into_iter().filter_map(|name| {
-            let model = name.strip_suffix(".json")?;
-            model.parse::<Digest>().ok().map(|_| model.to_owned())
+            let (model, _) = name.strip_suffix(".json")?.split_once('.')?;
+            model.parse::<Digest>().ok().map(|_| name.clone())
         });
         // What cannot be read is the oldest.
-        let mut dated: Vec<_> = models.map(|m| (self.tuning(&m).map(|kept| kept.at), m)).collect();
+        let at = |name: &String| self.read::<Kept>(name).map(|kept| kept.at);
+        let mut dated: Vec<_> = models.map(|name| (at(&name), name)).collect();
         dated.sort();
         let surplus = dated.len().saturating_sub(NETWORKS_MAX);
-        for (_, model) in dated.iter().filter(|(_, m)| *m != kept.tuning.model).take(surplus) {
-            self.disk.remove(&self.folder.join(file_of(model)))?;
+        for (_, name) in dated.iter().filter(|(_, name)| *name != own).take(surplus) {
+            self.disk.remove(&self.folder.join(name))?;
         }
         Ok(())
     }
@@ -203,8 +205,10 @@ impl Notes {
     }
 }
 
-fn file_of(model: &str) -> String {
-    format!("{model}.json")
+/// Two drivers of one device have each their own.
+fn file_of(model: &str, adapter: &AdapterKey) -> String {
+    let driver = Digest::of(format!("{adapter:?}").as_bytes()).to_string();
+    format!("{model}.{}.json", &driver[..8])
 }
 
 #[cfg(test)]
@@ -226,11 +230,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let notes = Notes::new(Arc::new(SystemDisk), dir.path());
         let one = kept(key("H200"), &digest(1), "gpu");
-        assert_eq!(notes.tuning(&digest(1)), None);
+        assert_eq!(notes.tuning(&digest(1), &key("H200")), None);
         notes.keep(&one).unwrap();
-        assert_eq!(notes.tuning(&digest(1)), Some(one));
-        let path = dir.path().join("tuning").join(file_of(&digest(1)));
+        assert_eq!(notes.tuning(&digest(1), &key("H200")), Some(one.clone()));
+        let path = dir.path().join("tuning").join(file_of(&digest(1), &key("H200")));
         let text = fs::read_to_string(&path).unwrap();
+        // Another driver of the device has its own.
+        let other = kept(key("H100"), &digest(1), "cpu");
+        notes.keep(&other).unwrap();
+        assert_eq!(notes.tuning(&digest(1), &key("H100")), Some(other));
+        assert_eq!(notes.tuning(&digest(1), &key("H200")), Some(one));
         // For people.
         assert!(
             text.contains("\"at\": \"2026-11-26T23:04:05Z\"") && text.contains("\"gpu_ms\": 0.7"),
@@ -238,7 +247,7 @@ mod tests {
         );
         for damaged in [&b"{}"[..], b"", &text.as_bytes()[..text.len() / 2], &vec![b' '; (4 << 20) + 1]] {
             fs::write(&path, damaged).unwrap();
-            assert_eq!(notes.tuning(&digest(1)), None);
+            assert_eq!(notes.tuning(&digest(1), &key("H200")), None);
         }
     }
 
@@ -248,7 +257,7 @@ mod tests {
         let notes = Notes::new(Arc::new(SystemDisk), dir.path());
         let folder = dir.path().join("tuning");
         notes.block(blocked("H200", "lost")).unwrap();
-        let damaged = folder.join(file_of(&digest(999)));
+        let damaged = folder.join(file_of(&digest(999), &key("H200")));
         fs::write(&damaged, "what?").unwrap();
         for number in 0..NETWORKS_MAX + 3 {
             let at = format!("2026-11-26T23:04:{number:02}Z").parse().unwrap();
@@ -256,8 +265,9 @@ mod tests {
             let at = if number == NETWORKS_MAX + 2 { "1970-01-01T00:00:00Z".parse().unwrap() } else { at };
             notes.keep(&Kept { at, ..kept(key("H200"), &digest(number), "gpu") }).unwrap();
         }
-        let left: Vec<usize> =
-            (0..NETWORKS_MAX + 3).filter(|n| folder.join(file_of(&digest(*n))).exists()).collect();
+        let left: Vec<usize> = (0..NETWORKS_MAX + 3)
+            .filter(|n| folder.join(file_of(&digest(*n), &key("H200"))).exists())
+            .collect();
         assert_eq!(left, (3..NETWORKS_MAX + 3).collect::<Vec<_>>());
         assert!(!damaged.exists());
         assert_eq!(notes.blocked().len(), 1);

@@ -16,6 +16,7 @@ import json
 import lzma
 import pathlib
 import random
+import re
 import statistics
 import struct
 import subprocess
@@ -30,6 +31,7 @@ GPU, CPU, HALF = "andon gpu", "andon cpu", "andon gpu f16"
 PEERS = ("ncnn fp16", "ncnn int8", "ncnn fp32")
 # The better of the two counts.
 GOAL = 0.7
+ENCODE_US, LOAD_MS, PEAK_PERCENT = 5, 300, 35
 # How far float results may be from the CPU's, as a part of their range, and what part of them may be farther.
 BOUNDS = {GPU: (1e-4, 0), HALF: (1e-2, 1e-3)}
 
@@ -83,7 +85,7 @@ def read_npz(path):
     return arrays
 
 
-def near(program, name, folder):
+def near(program, name, folder, tuning=()):
     """How far the results of a float network are from the CPU's."""
     size = MODELS[name]
     image, source = folder / "image.npy", random.Random(0)
@@ -92,7 +94,7 @@ def near(program, name, folder):
     for contender in (CPU, *BOUNDS):
         out = folder / "out.npz"
         code, _, error = call([program, "run", "--model", HERE / f"{name}.onnx", "--input", image, "--output", out,
-                               *engine_of(contender, name)])
+                               *engine_of(contender, name), *(tuning if contender == GPU else ())])
         if code:
             return {"model": name, "error": f"{contender}: {error[-500:]}"}
         results[contender] = {k: struct.unpack(f"<{len(data) // 4}f", data) for k, (_, data) in read_npz(out).items()}
@@ -145,7 +147,9 @@ def measure(program, contender, name, args):
         if contender != CPU:
             folder = args.site.parent
             command += ["--pipelines", folder / f"{contender} {name}.pipelines"]
-            command += [] if is_float(name) else [*tuned(folder, name), "--stream"]
+            # What was found is of f32.
+            command += [] if contender == HALF else tuned(folder, name)
+            command += [] if is_float(name) else ["--stream"]
     code, out, error = call(command)
     lines = [line for line in out.splitlines() if line.startswith("{")]
     if code or not lines:
@@ -261,13 +265,14 @@ def main():
             save()
         if not args.no_tuning:
             report["tuning"] = []
-            for name in [name for name in args.only if not is_float(name)]:
+            for name in args.only:
                 code, out, error = call([program, "tune", "--model", HERE / f"{name}.onnx", "--threads", args.threads,
                                           "--json", "--out", folder / f"{name}.tuning.json"], 300)
                 report["tuning"].append({"model": name} | (json.loads(out) if out.startswith("{") else {"error": error[-1000:]}))
                 print(json.dumps(report["tuning"][-1])[:2000], flush=True)
                 # Other kernels than before.
-                report["parity"].append(parity(program, name, folder, tuned(folder, name)) | {"kernels": "tuned"})
+                compared = near if is_float(name) else parity
+                report["parity"].append(compared(program, name, folder, tuned(folder, name)) | {"kernels": "tuned"})
                 print(json.dumps(report["parity"][-1]), flush=True)
                 save()
         report["results"], report["steps"] = [], {}
@@ -275,11 +280,9 @@ def main():
             for line in contest(program, name, args):
                 report["results"].append(line)
                 print(json.dumps(line), flush=True)
-            if not is_float(name):
-                code, out, error = call([program, "bench", "--model", HERE / f"{name}.onnx", "--engine", "gpu",
-                                         "--runs", 20, "--warmup", 10, "--threads", args.threads, "--per-step",
-                                         *tuned(folder, name)])
-                report["steps"][name] = (out or error).splitlines()
+            code, out, error = call([program, "bench", "--model", HERE / f"{name}.onnx", "--engine", "gpu", "--runs", 20,
+                                     "--warmup", 10, "--threads", args.threads, "--per-step", *tuned(folder, name)])
+            report["steps"][name] = (out or error).splitlines()
             save()
     columns = [GPU, HALF, CPU, *PEERS]
     print(f"\n{'model':<18}" + "".join(f"{c:>15}" for c in columns) + f"   ratio, goal {GOAL}")
@@ -290,7 +293,35 @@ def main():
         ratios = [[v for k, v in row.get(c, {}).items() if k.startswith("ratio_to")] for c in (GPU, HALF)]
         best = min((max(each) for each in ratios if each), default=None)
         print(f"{name:<18}" + "".join(f"{ms(c):>15}" for c in columns) + (f"   {best:.2f}" if best else "   -"))
+    wrong = [line for line in report["parity"] if "error" in line or not is_right(line)]
+    goals(report)
     print(f"written to {args.out}")
+    if wrong:
+        sys.exit(f"{len(wrong)} comparisons with the CPU failed: {json.dumps(wrong)[:2000]}")
+
+
+def is_right(line):
+    """The same bytes, but for a rounding in a thousand as a driver may have; near, for floats."""
+    if "elements" in line:
+        return line["largest_difference"] <= 1 and line["differ"] <= line["elements"] / 1000
+    return all(line[contender]["near"] for contender in BOUNDS)
+
+
+def goals(report):
+    """What else is wanted of a GPU, beside the ratio."""
+    peaks = next((a["peaks"] for a in report["gpu"].get("adapters", []) if a.get("peaks")), None)
+    if peaks:
+        print(f"CPU time to encode and submit a dispatch: {peaks['encode_us']:.2f} us, goal {ENCODE_US}")
+    for line in report["results"]:
+        if line["contender"] == GPU and "load_ms" in line:
+            print(f"{line['model']}: warm start {line['load_ms']:.0f} ms, goal {LOAD_MS}")
+    for name, lines in report["steps"].items():
+        # "rate  of peak  inside  kernel", of layers with weights that are pointwise.
+        found = [re.search(r"([0-9.]+)% +([0-9.]+)%  Convolution.*pointwise: true", line) for line in lines]
+        found = [(float(m[1]), float(m[2])) for m in found if m]
+        if found:
+            print(f"{name}: the best pointwise layer has {max(found)[0]:.0f} % of the dot4 peak by the clock, "
+                  f"{max(inside for _, inside in found):.0f} % inside the kernel, goal {PEAK_PERCENT} %")
 
 
 if __name__ == "__main__":

@@ -147,11 +147,13 @@ pub(crate) struct Choices {
     pub(crate) threads: usize,
     /// Number of one of those that are [`Choices::tried`], for who goes through all.
     pub(crate) forced: Option<usize>,
-    /// The largest variants are tried too: what plays a GPU takes minutes to compile them.
+    /// The largest variants are tried too: what plays a GPU takes seconds to compile each, and gains nothing.
     pub(crate) largest: bool,
     /// Those that multiply in f32 are not: a GPU of its own has fast products of whole numbers, and what plays one has all
     /// as fast.
     pub(crate) whole: bool,
+    /// Threads share nothing: what goes through workgroup memory is what drivers refuse, or get wrong, first.
+    pub(crate) alone: bool,
     /// Inputs of so many values and more are quantised on the GPU.
     pub(crate) takes_from: usize,
     /// Real values leave as such: four times as much to be brought back, and less to be done with it.
@@ -175,13 +177,26 @@ impl Choices {
 
     /// What is known of an adapter by its kind, and by a tuning that is of it.
     pub(crate) fn known(info: &wgpu::AdapterInfo, tuning: Option<&Tuning>) -> Self {
-        let known = tuning.filter(|tuning| tuning.fits(info)).map(Tuning::known);
-        Self { known: known.unwrap_or_default(), ..Self::of(info.device_type) }
+        let tuning = tuning.filter(|tuning| tuning.fits(info));
+        let alone = tuning.is_some_and(|tuning| tuning.alone);
+        Self { known: tuning.map(Tuning::known).unwrap_or_default(), alone, ..Self::of(info.device_type) }
+    }
+
+    /// The same without what threads share; `None` where it is so already.
+    pub(crate) fn to_alone(&self) -> Option<Self> {
+        (!self.alone).then(|| Self { alone: true, ..self.clone() })
+    }
+
+    /// All that can run a task here: never none.
+    fn able(&self, task: Task) -> Vec<Variant> {
+        let mut variants = task.variants();
+        variants.retain(|variant| !self.alone || variant.sharers() == 1);
+        variants
     }
 
     /// The variants that are worth a measurement, never none, the most promising first.
     pub(crate) fn tried(&self, task: Task) -> Vec<Variant> {
-        let variants = task.variants();
+        let variants = self.able(task);
         let fits = |variant: &&Variant| match variant {
             Variant::Convolution { pixels, out, real, .. } => {
                 (self.largest || pixels * out <= 4)
@@ -222,7 +237,9 @@ impl Choices {
     }
 
     pub(crate) fn choose(&self, task: Task) -> Variant {
-        let variants = task.variants();
+        let variants = self.able(task);
+        // The first shares the work of each result, the last leaves it to one thread.
+        let of_two = |alone: bool| variants[if alone { variants.len() - 1 } else { 0 }];
         if let Some(number) = self.forced {
             let tried = self.tried(task);
             return tried[number % tried.len()];
@@ -244,7 +261,7 @@ impl Choices {
                     fitting.iter().find(|size| enough(size)).or(fitting.iter().rfind(|s| s.0 * s.1 >= 4));
                 let (p, o) = size.or(fitting.first()).copied().unwrap_or((1, 1));
                 let mut split = 1;
-                while split < 16 && 2 * split <= depth && tiles(p, o) * split < self.threads {
+                while !self.alone && split < 16 && 2 * split <= depth && tiles(p, o) * split < self.threads {
                     split *= 2;
                 }
                 let (pixels, out) = (p as u32, o as u32);
@@ -261,10 +278,10 @@ impl Choices {
                 };
                 variants.iter().find(enough).or(variants.last()).copied().unwrap_or(variants[0])
             }
-            Task::Mean { .. } => variants[usize::from(self.threads <= 1)],
+            Task::Mean { .. } => of_two(self.threads <= 1),
             // One thread a pixel where that keeps the GPU busy, or where there is nothing to share.
             Task::Softmax { pixels, words } | Task::Position { pixels, words } => {
-                variants[usize::from(words < 8 || pixels >= self.threads)]
+                of_two(words < 8 || pixels >= self.threads)
             }
             Task::FloatConvolution { .. } => {
                 let sizes = task.sizes().unwrap_or_default();
@@ -287,7 +304,7 @@ impl Choices {
                 };
                 variants.iter().find(enough).or(variants.last()).copied().unwrap_or(variants[0])
             }
-            Task::FloatMean { .. } => variants[usize::from(self.threads <= 1)],
+            Task::FloatMean { .. } => of_two(self.threads <= 1),
         }
     }
 }

@@ -126,6 +126,9 @@ pub(crate) struct Device {
     checks: Checks,
     /// It tells the time of a single dispatch.
     has_clock: bool,
+    /// It compiles nothing that threads share.
+    #[cfg(test)]
+    refuses_sharing: bool,
     kept: Option<(Arc<PipelineCache>, wgpu::PipelineCache)>,
     /// The first thing that went wrong outside of any scope.
     fault: Arc<Mutex<Option<String>>>,
@@ -199,7 +202,20 @@ impl Device {
         let info = adapter.get_info();
         let pipelines = HashMap::new();
         let has_clock = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
-        Ok(Self { device, queue, info, bindings, layout, pipelines, checks, has_clock, kept: None, fault })
+        Ok(Self {
+            device,
+            queue,
+            info,
+            bindings,
+            layout,
+            pipelines,
+            checks,
+            has_clock,
+            #[cfg(test)]
+            refuses_sharing: false,
+            kept: None,
+            fault,
+        })
     }
 
     pub(crate) fn has_clock(&self) -> bool {
@@ -210,6 +226,13 @@ impl Device {
     #[cfg(test)]
     pub(crate) fn without_clock(self) -> Self {
         Self { has_clock: false, ..self }
+    }
+
+    /// As if it were a large GPU whose driver compiles nothing that threads share.
+    #[cfg(test)]
+    pub(crate) fn without_sharing(mut self) -> Self {
+        self.info.device_type = wgpu::DeviceType::DiscreteGpu;
+        Self { refuses_sharing: true, ..self }
     }
 
     /// Waits until all that was submitted is done.
@@ -240,6 +263,10 @@ impl Device {
     pub(crate) fn compiled(&self, variants: impl Iterator<Item = Variant>) -> Result<Compiled, String> {
         let missing: HashSet<Variant> = variants.filter(|v| !self.pipelines.contains_key(v)).collect();
         let missing: Vec<Variant> = missing.into_iter().collect();
+        #[cfg(test)]
+        if self.refuses_sharing && missing.iter().any(|variant| variant.sharers() > 1) {
+            return Err("workgroup memory is refused".into());
+        }
         let workers = thread::available_parallelism().map_or(1, usize::from).min(missing.len());
         let next = AtomicUsize::new(0);
         let (device, missing) = (self, &missing);

@@ -129,7 +129,17 @@ impl Gpu {
             let device = device.map_err(|_| "the thread that makes a device has ended")??;
             let (cpu, program) = draft?.ok_or("the adapter was lost from sight")?;
             fault.map_or(Ok(()), |fault| fault.memory(&device))?;
-            let gpu = Self::assembled(cpu, program, device)?;
+            let choices = Choices::known(&device.info, tuning);
+            let gpu = match (Self::assembled(cpu, program, device), choices.to_alone()) {
+                (Ok(gpu), _) => gpu,
+                (Err(why), None) => return Err(why),
+                // What threads share is what drivers refuse first.
+                (Err(why), Some(alone)) => {
+                    let device = Device::new(&chosen(asked)?, checks)?.keeping(pipelines)?;
+                    let cpu = plan(graph, shapes, outputs, isa, threads)?.with_pictures(pictures);
+                    Self::of(cpu, device, alone).map_err(|_| why)?
+                }
+            };
             Ok(Self { fault, ..gpu })
         })
     }

@@ -104,6 +104,47 @@ async fn a_gpu_gives_the_same_verdicts_frame_by_frame() {
     let first = &list["adapters"][0];
     let keeps = first["features"].as_array().unwrap().iter().any(|feature| feature == "pipeline cache");
     assert_eq!(other.data_dir().join("tuning").join("pipelines.bin").is_file(), keeps, "{first}");
+    each_fault_costs_no_verdict(&rig, &mut other, &here).await;
+}
+
+/// Whatever is wrong with the GPU, each frame gets the verdict that the CPU gives it; one whose GPU hangs gets it late.
+async fn each_fault_costs_no_verdict(rig: &Rig, agent: &mut Agent, expected: &[Value]) {
+    const FRAMES: usize = 20;
+    for (fault, what) in [
+        ("lost", "the GPU failed: "),
+        ("hang", "the GPU is late: no result after "),
+        ("wrong@1", "the GPU computes wrong: output 0"),
+        ("memory", "the GPU cannot be used: "),
+        ("none", "no GPU that computes (ANDON_GPU_FAULT)"),
+    ] {
+        assert!(agent.stop());
+        gpu(&["--unblock"], agent);
+        fs::remove_file(agent.data_dir().with_file_name("verdicts.jsonl")).unwrap();
+        agent.set_variable("ANDON_GPU_FAULT", fault);
+        agent.start().unwrap();
+        let judged = async || {
+            agent.check()?;
+            Ok(Some(verdicts(agent, FRAMES)).filter(|lines| lines.len() == FRAMES))
+        };
+        let lines = rig.wait(&format!("verdicts under {fault}"), judged).await;
+        // While a GPU hangs newer frames take the places of those that wait, and a line reads these as rejects.
+        let dropped = |line: &&Value| fault == "hang" && line["reason"] == "dropped";
+        for line in lines.iter().filter(|line| !dropped(line)) {
+            let same = expected.iter().find(|other| other["frame"] == line["frame"]).unwrap();
+            assert_eq!(line, same, "{fault}");
+        }
+        let numbers: std::collections::BTreeSet<u64> =
+            lines.iter().filter_map(|line| line["frame"].as_u64()).collect();
+        assert_eq!(numbers.len(), FRAMES, "{fault}: {lines:#?}");
+        assert!(lines.iter().filter(dropped).count() < FRAMES / 2, "{fault}: {lines:#?}");
+        let told = async || {
+            let faults = faults(rig, agent).await;
+            Ok(faults.iter().any(|fault| fault.contains(what)).then_some(()))
+        };
+        rig.wait(&format!("telemetry of {fault}"), told).await;
+    }
+    assert!(agent.stop());
+    agent.set_variable("ANDON_GPU_FAULT", "");
 }
 
 #[tokio::test]

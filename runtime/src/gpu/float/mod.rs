@@ -255,10 +255,18 @@ impl FloatGpu {
             let adapter = chosen(asked)?;
             let choices = Choices::known(&adapter.get_info(), tuning);
             // What is refused needs no device.
-            let network = Network::new(graph, shapes, outputs, &choices, precision)?;
+            let network = |choices: &Choices| Network::new(graph, shapes, outputs, choices, precision);
+            let first = network(&choices)?;
             let device = Device::new(&adapter, checks)?.keeping(pipelines)?;
             fault.map_or(Ok(()), |fault| fault.memory(&device))?;
-            Ok(Self::of(network, device, threads)?.with_fault(fault))
+            let made = match (Self::of(first, device, threads), choices.to_alone()) {
+                (Err(why), Some(alone)) => {
+                    let device = Device::new(&adapter, checks)?.keeping(pipelines)?;
+                    Self::of(network(&alone)?, device, threads).map_err(|_| why)
+                }
+                (made, _) => made,
+            };
+            Ok(made?.with_fault(fault))
         })
     }
 

@@ -158,6 +158,20 @@ pub(in crate::gpu) fn deep_case(channels: usize, kernel: usize) -> Result<Model,
     done(graph)
 }
 
+/// Of what a split gives its second part alone, which begins in the middle of four words: 64 channels of 68, of 5 by 6 pixels.
+pub(in crate::gpu) fn part_case(kernel: usize) -> Result<Model, String> {
+    let random = &mut Random::new(kernel as u64);
+    let zero = random.zero();
+    let mut graph = frame(&[1, 68, 5, 6], zero);
+    graph.initializer.push(TensorProto::i64("sizes", &[2], &[4, 64]));
+    graph.node.push(NodeProto::new("Split", "split", ["x.f", "sizes"], ["a", "b"]).with_int("axis", 1));
+    quantise(&mut graph, "b", 0.02, zero);
+    let node = convolution(&mut graph, random, ["b", "y"], [64, 24, 1], [kernel, kernel]);
+    graph.node.push(node.with_ints("pads", &[(kernel / 2) as i64; 4]));
+    quantise(&mut graph, "y", 0.05, random.zero());
+    done(graph)
+}
+
 /// Each channel by itself, by a large window.
 pub(in crate::gpu) fn window_case(stride: usize) -> Result<Model, String> {
     let random = &mut Random::new(stride as u64);

@@ -79,6 +79,8 @@ fn suite(times: usize) -> impl Iterator<Item = Sample> {
     let windows = [1, 2].map(|stride| (format!("large window, stride {stride}"), cases::window_case(stride)));
     let middling =
         [1, 3].map(|kernel| (format!("convolution of {kernel} by {kernel}"), cases::middling_case(kernel)));
+    let parts =
+        [1, 3].map(|kernel| (format!("part of a split, {kernel} by {kernel}"), cases::part_case(kernel)));
     let convolution = |n: usize| (format!("convolution {n}"), cases::convolution_case(n as u64));
     let residual = |n: usize| (format!("residual {n}"), cases::residual_case(n as u64));
     let operator = |(name, n): (&str, usize)| (format!("{name} {n}"), cases::operator_case(name, n as u64));
@@ -91,6 +93,7 @@ fn suite(times: usize) -> impl Iterator<Item = Sample> {
         .into_iter()
         .chain(deep)
         .chain(windows)
+        .chain(parts)
         .chain(std::iter::once_with(|| ("sums that cancel out".to_owned(), cases::cancelling_case())))
         .chain((0..8).map(residual))
         .chain(operators.map(operator))
@@ -332,13 +335,17 @@ pub(super) fn check_network(
         return floats::check(adapter, (model, input_shapes), tuning, fault, now);
     }
     let mut checker = Checker::new(adapter, fault);
-    let mut choices = Choices::of(adapter.get_info().device_type);
-    if let Some(tuning) = tuning.filter(|tuning| tuning.fits(&adapter.get_info())) {
-        choices.known = tuning.known();
-    }
+    let mut choices = Choices::known(&adapter.get_info(), tuning);
     let case = Case::new("the network".into(), model.clone(), input_shapes, model.wanted())?;
     // One that does not run at all, since it is too large perhaps, says nothing of the driver.
-    let outputs = checker.run(&case, choices.clone())?;
+    let outputs = match (checker.run(&case, choices.clone()), choices.to_alone()) {
+        (Err(why), Some(alone)) => {
+            choices = alone;
+            checker.run(&case, choices.clone()).map_err(|_| why)?
+        }
+        (outputs, _) => outputs?,
+    };
+    let alone = choices.alone;
     let used = checker.note(&case, choices.clone(), Ok(outputs))?;
     // Its inputs may come in another form.
     let others = variants(&case.program(choices)?, &|dispatch| dispatch.given.is_some());
@@ -358,7 +365,7 @@ pub(super) fn check_network(
             break;
         }
         let case = Case::golden(case)?;
-        let choices = checker.choices();
+        let choices = Choices { alone, ..checker.choices() };
         let program = case.program(choices.clone())?;
         let (tasks, usual) = (tasks(&program), case.used(&program));
         for variant in missing_now {
@@ -386,11 +393,8 @@ mod tests {
     #[test]
     fn each_variant_has_a_case() {
         let mut left = Variant::all();
-        // What lies at odd places of a wider buffer has no case. Kernels of float networks are compared by the network.
-        let has_none = |variant: &Variant| {
-            matches!(variant, Variant::Float { .. } | Variant::Convolution { quads: false, split: 4.., .. })
-        };
-        left.retain(|variant| !has_none(variant));
+        // Kernels of float networks are compared by the network.
+        left.retain(|variant| !matches!(variant, Variant::Float { .. }));
         let choices = case_choices(wgpu::DeviceType::DiscreteGpu);
         for case in suite(TIMES) {
             if left.is_empty() {

@@ -50,6 +50,9 @@ pub struct Tuning {
     /// A float network lay in the GPU's memory as f16.
     #[serde(default)]
     pub half_precision: bool,
+    /// Kernels whose threads share memory did not compile or computed wrong: none of them is used.
+    #[serde(default)]
+    pub alone: bool,
     /// Why kernels were not tuned, if they were not.
     pub untuned: Option<String>,
     /// Rounds of kernels that were left out, since their network gave something else than the CPU's.
@@ -251,32 +254,50 @@ struct Race<'a> {
 impl Race<'_> {
     /// What it came to, of a network without a name.
     fn of<M: Maker>(&self, maker: &M) -> Result<Tuning, String> {
-        let Self { subject, sides, clock, budget } = *self;
         let mut trusted = maker.trusted()?;
-        let inputs: Vec<&Tensor> = subject.inputs.iter().collect();
-        let begin = clock.now();
+        let inputs: Vec<&Tensor> = self.subject.inputs.iter().collect();
+        let begin = self.clock.now();
         let expected = trusted.run(&inputs)?;
-        soon_enough(clock.now().saturating_sub(begin))?;
-        let end = clock.now() + budget;
-        let parts = maker.anew()?;
-        let (key, kind) = {
-            let info = &maker.device(&parts).info;
-            (AdapterKey::of(info), info.device_type)
+        soon_enough(self.clock.now().saturating_sub(begin))?;
+        let mut with = |choices: Option<Choices>| {
+            let parts = maker.anew().map_err(|why| (why, None))?;
+            let choices = choices.unwrap_or_else(|| Choices::of(maker.device(&parts).info.device_type));
+            self.with(maker, parts, choices.clone(), (&inputs, &expected), &mut *trusted)
+                .map_err(|why| (why, choices.to_alone()))
         };
-        let mut choices = Choices::of(kind);
+        match with(None) {
+            Ok(tuning) => Ok(tuning),
+            Err((why, None)) => Err(why),
+            // What threads share is what drivers refuse, or get wrong, first.
+            Err((why, alone)) => with(alone).map_err(|_: (String, Option<Choices>)| why),
+        }
+    }
+
+    fn with<M: Maker>(
+        &self,
+        maker: &M,
+        parts: M::Parts,
+        mut choices: Choices,
+        (inputs, expected): (&[&Tensor], &[Tensor]),
+        trusted: &mut dyn Engine,
+    ) -> Result<Tuning, String> {
+        let Self { subject, sides, clock, budget } = *self;
+        let key = AdapterKey::of(&maker.device(&parts).info);
+        let end = clock.now() + budget;
         let in_time = || clock.now() < end;
-        let (parts, found) = tried(maker, parts, &choices, (&inputs, &expected), clock, &in_time)?;
+        let (parts, found) = tried(maker, parts, &choices, (inputs, expected), clock, &in_time)?;
         let (kernels, wrong, untuned) = match found {
             Ok(Kernels { tuned, wrong }) => (tuned, wrong, None),
             Err(why) => (vec![], 0, Some(why)),
         };
         choices.known = kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect();
+        let alone = choices.alone;
         let mut gpu = maker.make(parts, choices)?;
         let frame = subject.frame(sides, trusted.takes_pictures() && gpu.takes_pictures())?;
         let frame: Vec<&Tensor> = frame.iter().collect();
         let same = agree(&trusted.run(&frame)?, &gpu.run(&frame)?, maker.near());
         same.map_err(|why| format!("the GPU computes wrong: {why}"))?;
-        let (gpu_ms, cpu_ms) = compare(&frame, [&mut gpu, &mut *trusted], clock)?;
+        let (gpu_ms, cpu_ms) = compare(&frame, [&mut gpu, trusted], clock)?;
         Ok(Tuning {
             format: FORMAT,
             adapter: key,
@@ -287,6 +308,7 @@ impl Race<'_> {
             threads: subject.threads,
             picture: sides,
             half_precision: false,
+            alone,
             untuned,
             wrong,
             kernels,
@@ -351,7 +373,7 @@ mod tests {
         EngineChoice, Session, TimedBy,
         engine::Near,
         fixtures,
-        gpu::chosen,
+        gpu::{Checks, Device, chosen},
         onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto},
     };
 
@@ -471,6 +493,74 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(has(ModelProto::new(graph, 17)).unwrap_err(), "it has no layer with weights");
+    }
+
+    /// Makes devices that take themselves for large ones, and compile nothing that threads share.
+    struct Refusing<'a>(Bytes<'a>);
+
+    impl Maker for Refusing<'_> {
+        type Gpu = super::super::Gpu;
+        type Parts = (super::super::Device, crate::cpu::Cpu);
+
+        fn trusted(&self) -> Result<Box<dyn Engine>, String> {
+            self.0.trusted()
+        }
+
+        fn near(&self) -> Near {
+            self.0.near()
+        }
+
+        fn anew(&self) -> Result<Self::Parts, String> {
+            let (device, cpu) = self.0.anew()?;
+            Ok((device.without_sharing(), cpu))
+        }
+
+        fn device<'a>(&self, parts: &'a Self::Parts) -> &'a super::super::Device {
+            self.0.device(parts)
+        }
+
+        fn make(&self, parts: Self::Parts, choices: Choices) -> Result<Self::Gpu, String> {
+            self.0.make(parts, choices)
+        }
+
+        fn parts(&self, gpu: Self::Gpu) -> Self::Parts {
+            self.0.parts(gpu)
+        }
+    }
+
+    #[test]
+    fn where_what_threads_share_does_not_compile_each_works_alone() {
+        if super::super::device::adapters().is_empty() {
+            return eprintln!("NOT TESTED: no GPU and nothing that plays one");
+        }
+        let model = cases::deep_case(80, 1).unwrap();
+        let resolved = model.resolve_inputs(&[]).unwrap();
+        let shapes = model.shapes(&resolved).unwrap();
+        let subject = Subject {
+            model: &model,
+            graph: model.graph(),
+            resolved: &resolved,
+            shapes: &shapes,
+            outputs: model.graph().outputs(),
+            isa: Isa::chosen().unwrap(),
+            threads: 1,
+            pictures: None,
+            inputs: vec![Tensor::noise(&[1, 80, 3, 4], Some(DataType::Float)).unwrap()],
+        };
+        let clock = clock();
+        let race = Race { subject: &subject, sides: None, clock: &clock, budget: Duration::ZERO };
+        let bytes = || Bytes { subject: &subject, adapter: None };
+        let tuning = race.of(&Refusing(bytes())).unwrap();
+        assert!(
+            tuning.alone && tuning.kernels.iter().all(|tuned| tuned.variant.sharers() == 1),
+            "{tuning:?}"
+        );
+        assert!(!race.of(&bytes()).unwrap().alone);
+        // A session takes it up.
+        let device = Device::new(&chosen(None).unwrap(), Checks::Off).unwrap();
+        let choices = Choices { threads: 1 << 15, ..Choices::known(&device.info, Some(&tuning)) };
+        let (device, cpu) = (device.without_sharing(), bytes().anew().unwrap().1);
+        assert!(bytes().make((device, cpu), choices).is_ok());
     }
 
     #[test]
