@@ -19,6 +19,7 @@ mod golden;
 mod layout;
 mod lower;
 mod others;
+mod phases;
 mod probe;
 mod profile;
 mod program;

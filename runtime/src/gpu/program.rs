@@ -1,8 +1,7 @@
 //! What the GPU does for a plan, and when: [`Program`].
 //!
 //! Steps that have kernels run on the GPU, the others here. The run of a network is a row of phases, each first some steps
-//! on the CPU, then uploads, one pass of jobs on the GPU and downloads. A step's phase is the earliest that its operands
-//! allow, so that the row is as short as the longest chain of changes between the two.
+//! on the CPU, then uploads, one pass of jobs on the GPU and downloads; [`super::phases`] says which step belongs to which.
 
 use std::collections::HashMap;
 
@@ -13,6 +12,7 @@ use super::{
     ends::Given,
     layout::{Layout, Spot},
     lower::{Job, Lowering},
+    phases::{better_left, dependencies, phases},
 };
 use crate::{
     cpu::{Cpu, Place, Shape, Touched, arrange, describe::Description},
@@ -102,29 +102,21 @@ pub(crate) struct Program {
     pub(crate) on_gpu: Vec<bool>,
 }
 
-/// For each step, the steps whose results it reads, and steps that write into the same buffer before it.
-fn dependencies(cpu: &Cpu) -> Vec<Vec<usize>> {
-    let touched = cpu.touched();
-    let mut writers: HashMap<usize, Vec<usize>> = HashMap::new();
-    let mut values: HashMap<usize, Vec<usize>> = HashMap::new();
-    let mut all = Vec::with_capacity(touched.len());
-    for (at, step) in touched.iter().enumerate() {
-        let mut needs: Vec<usize> =
-            step.reads.iter().filter_map(|place| writers.get(&place.buffer.0)).flatten().copied().collect();
-        needs.extend(step.values_read.iter().filter_map(|value| values.get(value)).flatten());
-        if let Some(place) = &step.writes {
-            writers.entry(place.buffer.0).or_default().push(at);
-        }
-        // Parts of a concatenation are written one by one.
-        step.values_written.iter().for_each(|value| values.entry(*value).or_default().push(at));
-        all.push(needs);
-    }
-    all
-}
-
 impl Program {
     /// The program, and the order in which it runs the plan's steps: it counts them in that order.
     pub(crate) fn new(cpu: &Cpu, choices: Choices) -> Result<(Self, Vec<usize>), String> {
+        let (program, order) = Self::without(cpu, choices.clone(), &[])?;
+        let mut on_gpu = vec![false; order.len()];
+        order.iter().zip(&program.on_gpu).for_each(|(at, is)| on_gpu[*at] = *is);
+        match better_left(cpu, &on_gpu) {
+            Some(left) => Self::without(cpu, choices, &left),
+            None => Ok((program, order)),
+        }
+    }
+
+    /// `left`: for each step whether the CPU runs it although there is a kernel; empty where none is.
+    pub(super) fn without(cpu: &Cpu, choices: Choices, left: &[bool]) -> Result<(Self, Vec<usize>), String> {
+        let is_left = |at: usize| left.get(at).is_some_and(|left| *left);
         let touched = cpu.touched();
         let mut lowering = Lowering::new(Layout::new(&cpu.buffer_sizes(), &touched), choices);
         let weights = (0..touched.len()).filter_map(|at| match cpu.description(at)? {
@@ -145,6 +137,10 @@ impl Program {
                 on_gpu.push(true);
                 continue;
             }
+            if is_left(at) {
+                on_gpu.push(false);
+                continue;
+            }
             let takes_from = lowering.choices.takes_from;
             if let Some(intake) = cpu.intake(at).filter(|i| i.to.shape.bytes() >= takes_from)
                 && let Some((raw, spot)) = lowering.intake(at, &intake)
@@ -160,25 +156,14 @@ impl Program {
                 on_gpu.push(true);
                 continue;
             }
-            let beyond = put_elsewhere(cpu, &touched, at);
+            let beyond = put_elsewhere(cpu, &touched, at).filter(|_| !is_left(at + 1));
             let description = cpu.description(at).zip(beyond.or(step.writes));
             let has = |(description, output)| lowering.step(at, &description, &step.reads, &output);
             on_gpu.push(description.is_some_and(has));
             spared = on_gpu[at] && beyond.is_some();
         }
-        let needs = dependencies(cpu);
-        let mut phase_of = vec![0; touched.len()];
-        for at in 0..touched.len() {
-            let after = |need: &usize| phase_of[*need] + usize::from(on_gpu[*need] && !on_gpu[at]);
-            phase_of[at] = needs[at].iter().map(after).max().unwrap_or(0);
-            // A buffer that both write into is whole once the GPU has run.
-            let mixed = |need: &usize| !on_gpu[*need] && !on_gpu[at] && is_mixed(&touched, &on_gpu, *need);
-            if let Some(latest) =
-                needs[at].iter().filter(|need| mixed(need)).map(|need| phase_of[*need] + 1).max()
-            {
-                phase_of[at] = phase_of[at].max(latest);
-            }
-        }
+        let needs = dependencies(&touched);
+        let phase_of = phases(&touched, &needs, &on_gpu);
         let mut order: Vec<usize> = (0..touched.len()).collect();
         order.sort_by_key(|at| (phase_of[*at], on_gpu[*at], *at));
         let count = phase_of.iter().max().map_or(0, |last| last + 1);

@@ -172,6 +172,28 @@ pub(in crate::gpu) fn part_case(kernel: usize) -> Result<Model, String> {
     done(graph)
 }
 
+/// Two convolutions, and between them two operators that no engine of ours has a byte step for with a small one in between.
+#[cfg(test)]
+pub(in crate::gpu) fn islands_case() -> Result<Model, String> {
+    let random = &mut Random::new(3);
+    let mut graph = frame(&[1, 64, 24, 24], 100);
+    graph.initializer.push(TensorProto::i64("axis", &[], &[3]));
+    let node = convolution(&mut graph, random, ["x", "a"], [64, 64, 1], [3, 3]);
+    graph.node.push(node.with_ints("pads", &[1; 4]));
+    quantise(&mut graph, "a", 0.05, 120);
+    let island = |from: &str, to: &str| NodeProto::new("CumSum", to, [from, "axis"], [to]);
+    graph.node.push(island("a.f", "b"));
+    quantise(&mut graph, "b", 0.3, 128);
+    graph.node.push(NodeProto::new("MaxPool", "c", ["b.f"], ["c"]).with_ints("kernel_shape", &[2, 2]));
+    quantise(&mut graph, "c", 0.3, 128);
+    graph.node.push(island("c.f", "d"));
+    quantise(&mut graph, "d", 2.0, 128);
+    let node = convolution(&mut graph, random, ["d", "y"], [64, 64, 1], [3, 3]);
+    graph.node.push(node);
+    quantise(&mut graph, "y", 5.0, random.zero());
+    done(graph)
+}
+
 /// Each channel by itself, by a large window.
 pub(in crate::gpu) fn window_case(stride: usize) -> Result<Model, String> {
     let random = &mut Random::new(stride as u64);

@@ -242,6 +242,28 @@ fn tiles_are_exact() {
     }
 }
 
+/// What is small and lies between two islands on the CPU stays there; what is large does not.
+#[test]
+fn a_small_step_between_islands_is_no_phase() {
+    let model = cases::islands_case().unwrap();
+    let shapes = model.shapes(&model.closed_inputs()).unwrap();
+    let wanted = model.graph().outputs().to_vec();
+    let cpu = plan(model.graph(), &shapes, &wanted, Isa::chosen().unwrap(), 1).unwrap();
+    let (program, order) = Program::new(&cpu, Choices::default()).unwrap();
+    let on_gpu = program.phases.iter().filter(|phase| phase.is_on_gpu()).count();
+    let steps = cpu.summary().steps;
+    let name = |step: usize| &model.graph().node(steps[step].node).name;
+    let there = order.iter().zip(&program.on_gpu).filter(|(_, on_gpu)| **on_gpu);
+    let there: Vec<&str> = there.map(|(step, _)| name(*step).as_str()).collect();
+    assert_eq!((on_gpu, there), (2, vec!["QuantizeLinear#0", "a", "y"]));
+    // Otherwise it would have been one more.
+    let (all, _) = Program::without(&cpu, Choices::default(), &[]).unwrap();
+    assert_eq!(all.phases.iter().filter(|phase| phase.is_on_gpu()).count(), 3);
+    for device in &mut devices() {
+        run_on("islands", &model, Compared::Outputs, device, Choices::default());
+    }
+}
+
 /// Sums in f32 are exact only as long as they are brought home in time.
 #[test]
 fn products_of_reals_are_exact() {
