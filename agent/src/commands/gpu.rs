@@ -40,6 +40,7 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
     if let (Some(notes), true) = (&notes, args.unblock) {
         return say(format_args!("{} drivers unblocked\n", notes.unblock()?));
     }
+    let refused = notes.as_ref().map_or(vec![], Notes::refused);
     let blocked = notes.map_or(vec![], |notes| notes.blocked());
     let clock = SystemClock::new();
     let adapters = gpus();
@@ -75,6 +76,9 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
         for Blocked { since, reason, .. } in blocked.iter().filter(|blocked| blocked.adapter == adapter.key())
         {
             say(format_args!("  blocked     since {since}: {reason}\n"))?;
+        }
+        for (_, model, reason) in refused.iter().filter(|(key, ..)| *key == adapter.key()) {
+            say(format_args!("  not for     network {model}: {reason}\n"))?;
         }
     }
     // Another driver, or a GPU that is gone.
@@ -118,7 +122,7 @@ fn check(args: &GpuArgs, adapters: &[GpuAdapter]) -> anyhow::Result<()> {
 }
 
 fn show_report(report: &GoldenReport) -> anyhow::Result<()> {
-    let GoldenReport { runs, rounded, wrong, expected, stale, variants, left } = report;
+    let GoldenReport { runs, rounded, wrong, expected, stale, variants, left, alone: _ } = report;
     let known: usize = expected.iter().map(|expected| expected.cases).sum();
     say(format_args!(
         "  checked     {runs} runs of {} kernels: {} as the CPU computes it, {rounded} but for a rounding, {} wrong\n",

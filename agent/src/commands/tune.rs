@@ -97,6 +97,9 @@ fn show(tuning: &Tuning) -> anyhow::Result<()> {
     if let Some(why) = &tuning.untuned {
         say(format_args!("kernels were not tuned: {why}\n"))?;
     }
+    if let Some(why) = &tuning.alone {
+        say(format_args!("kernels whose threads share memory are not used: {why}\n"))?;
+    }
     if tuning.wrong > 0 {
         say(format_args!(
             "{} rounds of kernels computed wrong on this driver and were left out\n",

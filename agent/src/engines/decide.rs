@@ -48,6 +48,16 @@ pub struct Known<'a> {
     pub picture: Option<[usize; 3]>,
 }
 
+impl Known<'_> {
+    /// Whether what was measured is what would be measured now.
+    pub fn is_of(&self, kept: &Kept, gpu: &Gpu) -> bool {
+        kept.tuning.is_of(&gpu.key, self.model)
+            && kept.agent == self.agent
+            && kept.tuning.threads == self.threads
+            && kept.tuning.picture == self.picture
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     Run(EngineChoice, String),
@@ -81,13 +91,9 @@ pub fn decide(known: &Known<'_>) -> Decision {
     if known.asked == OnGpu {
         return Decision::Run(OnGpu, format!("{ASKED} ({name})"));
     }
-    let fits = |kept: &&Kept| {
-        kept.tuning.is_of(&gpu.key, known.model)
-            && kept.agent == known.agent
-            && kept.tuning.threads == known.threads
-            && kept.tuning.picture == known.picture
+    let Some(Kept { tuning, at, .. }) = known.tuning.filter(|kept| known.is_of(kept, gpu)) else {
+        return Decision::Measure;
     };
-    let Some(Kept { tuning, at, .. }) = known.tuning.filter(fits) else { return Decision::Measure };
     let of = tuning.picture.map(|[height, width, _]| format!(" for pictures of {width}x{height}"));
     let took = format!(
         "{name} took {:.2} ms, the CPU {:.2} ms{} (tuned {})",
@@ -144,7 +150,7 @@ pub(super) mod tests {
             threads: 1,
             picture: None,
             half_precision: false,
-            alone: false,
+            alone: None,
             untuned: None,
             wrong: 0,
             kernels: vec![],

@@ -81,6 +81,8 @@ impl Network {
 pub struct Choice {
     pub engine: EngineChoice,
     pub tuning: Option<Arc<Tuning>>,
+    /// What a frame took when it was measured as it would be now.
+    pub tuned: Option<Duration>,
     /// What the GPU's driver has compiled before.
     pub pipelines: Option<Arc<PipelineCache>>,
     pub threads: usize,
@@ -106,15 +108,15 @@ impl Engines {
         &self.incidents
     }
 
-    /// How far a GPU is trusted: a run that is late leaves the CPU half of the deadline.
-    pub fn policy(&self, gpu: Option<&Gpu>, tuning: Option<&Tuning>) -> GuardPolicy {
+    /// How far a GPU is trusted: a run that is late leaves the CPU half of the deadline. `tuned`: what one took when it was
+    /// measured.
+    pub fn policy(&self, gpu: Option<&Gpu>, tuned: Option<Duration>) -> GuardPolicy {
         let (most_wait, busy) = (self.deadline / 2, self.busy.clone());
         if gpu.is_some_and(|gpu| gpu.is_software) {
             // It shares its processors with everything else: what is late there is no sign of a bad driver.
             let least_wait = most_wait;
             return GuardPolicy { least_wait, most_wait, good_runs: 20, busy, ..Default::default() };
         }
-        let tuned = tuning.map(|tuning| Duration::from_secs_f64(tuning.gpu_ms.clamp(0.0, 1e6) / 1e3));
         GuardPolicy { most_wait, tuned, busy, ..Default::default() }
     }
 
@@ -143,29 +145,31 @@ impl Engines {
             let is_used = self.asked == EngineChoice::Gpu || !gpu.is_software;
             computes = computes.and(refused).and_then(|()| has_steps(is_float && is_used));
         }
-        let decided = |tuning: Option<&Kept>| {
-            decide(&Known {
-                asked: self.asked,
-                network: computes.as_ref().copied().map_err(|why| why.as_str()),
-                gpu: gpu.as_ref().map_err(|why| why.as_str()),
-                blocked: &blocked,
-                tuning,
-                agent: AGENT,
-                model: &model_name,
-                threads: THREADS,
-                picture: network.picture.as_ref().map(|(sides, _)| *sides),
-            })
+        let known = Known {
+            asked: self.asked,
+            network: computes.as_ref().copied().map_err(|why| why.as_str()),
+            gpu: gpu.as_ref().map_err(|why| why.as_str()),
+            blocked: &blocked,
+            tuning: None,
+            agent: AGENT,
+            model: &model_name,
+            threads: THREADS,
+            picture: network.picture.as_ref().map(|(sides, _)| *sides),
         };
-        let working = Working::on(&self.busy);
+        let decided = |tuning: Option<&Kept>| decide(&Known { tuning, ..known });
         let mut decision = decided(tuning.as_ref());
         if let (Decision::Measure, Ok(gpu)) = (&decision, &gpu) {
             decision = match self.measure(gpu, network) {
                 Ok(kept) => decided(Some(tuning.insert(kept))),
                 Err(why) => {
                     let why = format!("{} could not be measured: {why}", decide::name(&gpu.key));
-                    // Since it computes wrong, perhaps; then it is not measured a second time.
-                    let blocked = self.check(gpu, network, None).err();
                     self.incidents.tell(short(&why));
+                    // Since it computes wrong, perhaps; then it is not measured a second time.
+                    let checked = self.check(gpu, network, None);
+                    if checked.is_ok() {
+                        self.tried();
+                    }
+                    let blocked = checked.err();
                     Decision::Run(EngineChoice::Auto, blocked.unwrap_or(why))
                 }
             };
@@ -174,25 +178,32 @@ impl Engines {
             Decision::Run(engine, why) => (engine, why),
             Decision::Measure => (EngineChoice::Auto, "the GPU changes while it is measured".into()),
         };
-        let of_gpu = tuning.as_ref().map(|kept| &kept.tuning);
+        let fits = |kept: &&Kept| gpu.as_ref().is_ok_and(|gpu| known.is_of(kept, gpu));
+        let tuned = tuning.as_ref().filter(fits).map(|kept| kept.tuning.gpu_ms.clamp(0.0, 1e6));
+        let mut tuned = tuned.map(|ms| Duration::from_secs_f64(ms / 1e3));
+        let mut tuning = tuning.map(|kept| kept.tuning);
         let (engine, why) = match &gpu {
-            Ok(gpu) if engine == EngineChoice::Gpu => match self.check(gpu, network, of_gpu) {
-                Ok(()) => (engine, why),
-                Err(why) => {
-                    self.incidents.tell(short(&why));
-                    (EngineChoice::Auto, why)
+            Ok(gpu) if engine == EngineChoice::Gpu => match self.check(gpu, network, tuning.as_ref()) {
+                Ok(None) => (engine, why),
+                Ok(Some(alone)) => {
+                    if tuning.as_ref().is_none_or(|tuning| tuning.alone.is_none()) {
+                        // Other kernels than were measured, if any were.
+                        tuning = Some(Tuning::without_sharing(&gpu.key, &model_name, THREADS, &alone));
+                        tuned = None;
+                    }
+                    (engine, why)
                 }
+                Err(why) => (EngineChoice::Auto, why),
             },
             _ => (engine, why),
         };
-        drop(working);
         let gpu = gpu.ok().filter(|_| engine == EngineChoice::Gpu);
         let tries = gpu.as_ref().map_or(0, |gpu| self.try_out(&gpu.key, None));
-        let tuning = tuning.filter(|_| gpu.is_some()).map(|kept| Arc::new(kept.tuning));
+        let tuning = tuning.filter(|_| gpu.is_some()).map(Arc::new);
         // What it has compiled before may be what it does not get along with.
         let kept = || if tries > 1 { PipelineCache::default() } else { self.notes.pipelines() };
         let pipelines = gpu.as_ref().map(|_| Arc::new(kept()));
-        Choice { engine, tuning, pipelines, threads: THREADS, gpu, why: short(&why) }
+        Choice { engine, tuning, tuned, pipelines, threads: THREADS, gpu, why: short(&why) }
     }
 
     /// Keeps what a driver has compiled since, for the next start.
@@ -292,11 +303,9 @@ impl Engines {
             Ok(tune(&workload, &name, &clock, TUNING_BUDGET))
         });
         match tuned {
-            // A driver that comes back with an error is no danger; a network that is too large gives one, too.
-            Ok(Err(why)) => {
-                self.tried();
-                Err(why)
-            }
+            // A driver that comes back with an error is no danger; a network that is too large gives one, too. The
+            // comparison that comes next says whether it is one.
+            Ok(Err(why)) => Err(why),
             Ok(Ok(tuning)) => {
                 let at = UtcTime::from_unix_ms(self.clock.now_ms());
                 let kept = Kept { agent: AGENT.into(), at, tuning };
@@ -313,9 +322,14 @@ impl Engines {
         }
     }
 
-    /// Compares what the GPU computes with what the CPU does, once for a network, a driver and an agent. `Err`: why the
-    /// GPU is not to be used; where it computes wrong its driver is blocked.
-    fn check(&self, gpu: &Gpu, network: &Network, tuning: Option<&Tuning>) -> Result<(), String> {
+    /// Compares what the GPU computes with what the CPU does, once for a network, a driver and an agent; gives why no kernel
+    /// is to be used whose threads share memory, if that is so. `Err`: why the GPU is not to be used, which is told; where it
+    /// computes wrong its driver is blocked.
+    fn check(&self, gpu: &Gpu, network: &Network, tuning: Option<&Tuning>) -> Result<Option<String>, String> {
+        let told = |why: String| {
+            self.incidents.tell(short(&why));
+            why
+        };
         let model_name = network.name();
         let mut earlier = self.notes.checked();
         earlier.retain(|checked| checked.adapter == gpu.key && checked.agent == AGENT);
@@ -325,8 +339,8 @@ impl Engines {
         let covers = |report: &GoldenReport| {
             report.left.is_empty() && chosen().all(|variant| report.variants.contains(&variant))
         };
-        if earlier.iter().any(|checked| checked.model == model_name && covers(&checked.report)) {
-            return Ok(());
+        if let Some(known) = earlier.iter().find(|known| known.model == model_name && covers(&known.report)) {
+            return Ok(known.report.alone.clone());
         }
         self.try_out(&gpu.key, None);
         let shown = |checked: Checked| {
@@ -348,11 +362,12 @@ impl Engines {
             Ok(Ok(report)) => report,
             Ok(Err(why)) => {
                 self.tried();
-                return Err(format!("{} cannot run it: {why}", decide::name(&gpu.key)));
+                return Err(told(format!("{} cannot run it: {why}", decide::name(&gpu.key))));
             }
             Err(why) => {
                 self.failed(&gpu.key, &why);
-                return Err(format!("{} could not be compared with the CPU: {why}", decide::name(&gpu.key)));
+                let name = decide::name(&gpu.key);
+                return Err(told(format!("{name} could not be compared with the CPU: {why}")));
             }
         };
         self.tried();
@@ -381,11 +396,28 @@ impl Engines {
         }
         let (adapter, agent, model) = (gpu.key.clone(), AGENT.into(), model_name);
         let at = UtcTime::from_unix_ms(self.clock.now_ms());
+        let alone = report.alone.clone();
         let checked = Checked { adapter, agent, model, at, report, refused: refused.clone() };
         if let Err(error) = self.notes.keep_check(checked) {
             tracing::warn!(%error, "what was compared cannot be written down; it is compared again");
         }
-        refused.map_or(Ok(()), |why| Err(format!("{} is not used for it: {why}", decide::name(&gpu.key))))
+        let name = decide::name(&gpu.key);
+        refused.map_or(Ok(alone), |why| Err(told(format!("{name} is not used for it: {why}"))))
+    }
+
+    /// Remembers that a network is not for a GPU, though nothing is wrong with its driver.
+    pub fn refuse(&self, adapter: &AdapterKey, network: &Digest, why: &str) {
+        let (model, at) = (network.to_string(), UtcTime::from_unix_ms(self.clock.now_ms()));
+        let (adapter, agent, report) = (adapter.clone(), AGENT.into(), GoldenReport::default());
+        let refused = Some(short(why));
+        if let Err(error) = self.notes.keep_check(Checked { adapter, agent, model, at, report, refused }) {
+            tracing::warn!(%error, "that a network is not for the GPU cannot be written down");
+        }
+    }
+
+    /// Says that the GPU is busy, as long as what it gives is there: whatever runs on it meanwhile is slower.
+    pub fn working(&self) -> impl Drop + use<> {
+        Working::on(self.busy.clone())
     }
 
     /// Why a network was found not to be for a GPU.
@@ -417,16 +449,16 @@ impl Engines {
 }
 
 /// Says for as long as it is there that the GPU is busy.
-struct Working<'a>(&'a Busy);
+struct Working(Busy);
 
-impl<'a> Working<'a> {
-    fn on(busy: &'a Busy) -> Self {
+impl Working {
+    fn on(busy: Busy) -> Self {
         busy.set(true);
         Self(busy)
     }
 }
 
-impl Drop for Working<'_> {
+impl Drop for Working {
     fn drop(&mut self) {
         self.0.set(false);
     }

@@ -77,7 +77,7 @@ impl Notes {
         let own = file_of(&kept.tuning.model, &kept.tuning.adapter);
         self.write(&own, kept)?;
         let models = self.disk.list(&self.folder)?.into_iter().filter_map(|name| {
-            let (model, _) = name.strip_suffix(".json")?.split_once('.')?;
+            let model = name.strip_suffix(".json")?.split('.').next()?;
             model.parse::<Digest>().ok().map(|_| name.clone())
         });
         // What cannot be read is the oldest.
@@ -107,6 +107,12 @@ impl Notes {
 
     pub(super) fn checked(&self) -> Vec<Checked> {
         self.read(CHECKED).unwrap_or_default()
+    }
+
+    /// Networks, by digest, that a GPU is not used for, and why.
+    pub fn refused(&self) -> Vec<(AdapterKey, String, String)> {
+        let of = |checked: Checked| Some((checked.adapter, checked.model, checked.refused?));
+        self.checked().into_iter().filter_map(of).collect()
     }
 
     pub(super) fn keep_check(&self, checked: Checked) -> io::Result<()> {

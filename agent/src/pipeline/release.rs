@@ -61,12 +61,13 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     let picture = golden::picture(folder).map(|sides| (sides, Classifier::pictures(&manifest))).ok();
     let input_shapes = Classifier::input_shapes(&manifest);
     let network = Network { model, digest, input_shapes, picture };
-    let Choice { engine, tuning, pipelines, threads, gpu, why } = engines.choose(&network);
+    let working = engines.working();
+    let Choice { engine, tuning, tuned, pipelines, threads, gpu, why } = engines.choose(&network);
     let Network { model, digest, .. } = network;
     // A GPU that fails costs no frame; what happened to it is told.
     let clock = SystemClock::new();
     let clock = andon_runtime::Clock::new(move || clock.elapsed());
-    let policy = engines.policy(gpu.as_ref(), tuning.as_deref());
+    let policy = engines.policy(gpu.as_ref(), tuned);
     let guarding = Some(Guarding { policy, clock });
     let kept = pipelines.clone();
     let adapter = gpu.as_ref().map(|gpu| gpu.key.clone());
@@ -82,7 +83,9 @@ pub fn load_release(folder: &Path, engines: &Arc<Engines>) -> Result<LoadedRelea
     if let Some(pipelines) = kept {
         engines.keep(&pipelines);
     }
-    let mut judge = Chosen::new(classifier, gpu, Arc::clone(engines), why, is_float_network(&model));
+    let mut judge =
+        Chosen::new(classifier, gpu, Arc::clone(engines), why, is_float_network(&model).then_some(digest));
+    drop(working);
     let engine = judge.take_engine().unwrap_or_default();
     tracing::info!(release = %manifest.release, "runs on {engine}");
 
@@ -112,8 +115,8 @@ struct Chosen {
     on_trial: Option<u32>,
     /// Why it was chosen.
     why: String,
-    /// Floats differ for more reasons than that a driver is bad.
-    is_float: bool,
+    /// Digest of a float network: those differ for more reasons than that a driver is bad.
+    float: Option<Digest>,
     /// The newest failure was another result than the CPU's.
     has_differed: bool,
     /// What it runs on, if that has changed since the last call.
@@ -126,13 +129,12 @@ impl Chosen {
         gpu: Option<Gpu>,
         engines: Arc<Engines>,
         why: String,
-        is_float: bool,
+        float: Option<Digest>,
     ) -> Self {
         let engine = Some(format!("{}: {why}", classifier.engine()));
         let is_refused = gpu.is_some() && classifier.engine() != "gpu";
         let on_trial = gpu.as_ref().map(|_| TRIAL_IMAGES);
-        let mut chosen =
-            Self { classifier, engines, gpu, on_trial, why, is_float, has_differed: false, engine };
+        let mut chosen = Self { classifier, engines, gpu, on_trial, why, float, has_differed: false, engine };
         if let (Some(event), true) = (chosen.hear(), is_refused) {
             chosen.engine = Some(short(&format!("{}: {event}", chosen.classifier.engine())));
         }
@@ -151,18 +153,21 @@ impl Chosen {
                     self.on_trial = None;
                     self.beside(move |engines| engines.try_again(&key));
                 }
+                (GuardEvent::Unavailable { .. }, _) => self.has_differed = false,
                 (GuardEvent::Restored, _) => {
                     self.engine = Some(format!("gpu: {}", self.why));
                     self.on_trial = Some(TRIAL_IMAGES);
                 }
                 (GuardEvent::Blocked { failures, reason }, Some(gpu)) => {
                     let reason = format!("{failures} failures in a row, the last: {reason}");
+                    let differs = self.float.filter(|_| self.has_differed);
                     let blocked = self.engines.bad(&gpu.key, &reason);
-                    self.engine = Some(short(&format!("{}: {}", self.classifier.engine(), blocked.text())));
-                    let is_bad = !(self.is_float && self.has_differed);
+                    let what = differs.map_or_else(|| blocked.text(), |_| reason.clone());
+                    self.engine = Some(short(&format!("{}: {what}", self.classifier.engine())));
                     self.beside(move |engines| {
-                        if is_bad {
-                            engines.block(blocked);
+                        match differs {
+                            Some(network) => engines.refuse(&blocked.adapter, &network, &reason),
+                            None => engines.block(blocked),
                         }
                         engines.tried();
                     });

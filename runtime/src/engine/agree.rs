@@ -58,7 +58,7 @@ impl Near {
     /// The first pair that is too far from each other.
     fn first_far(&self, (expected, actual): (&[f32], &[f32]), dims: &[usize]) -> Option<(f32, f32)> {
         /// A channel of next to nothing is compared by that part of the range of all.
-        const LEAST: f32 = 0.01;
+        const LEAST: f32 = 0.1;
         /// Elements of a channel that say what its range is.
         const ENOUGH: usize = 64;
         let range = |values: &[f32]| {
@@ -121,8 +121,8 @@ mod tests {
         };
         let by_channel =
             |actual: &[Tensor]| agree(&output(&values), actual, Near { part: 1e-3, by_channel: true });
-        assert!(by_channel(&off(3, 0.5)).is_ok() && by_channel(&off(150, 0.005)).is_ok());
-        assert!(by_channel(&off(3, 0.7)).is_err() && by_channel(&off(150, 0.01)).is_err());
+        assert!(by_channel(&off(3, 0.5)).is_ok() && by_channel(&off(150, 0.05)).is_ok());
+        assert!(by_channel(&off(3, 0.7)).is_err() && by_channel(&off(150, 0.1)).is_err());
         assert!(near(&output(&values), &off(150, 0.5)).is_ok());
     }
 }

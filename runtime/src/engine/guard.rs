@@ -83,7 +83,8 @@ pub struct GuardPolicy {
     /// One run in so many is compared, beginning with the first, and the first of each shape and type of inputs; and each that
     /// gives what is no number or has another shape than before. 0 compares none.
     pub compare_every: u64,
-    /// A run may take so many times what it took when it was measured, or else what is usual.
+    /// A run may take so many times what is usual, which is what it took when it was measured, or up to four times that
+    /// where it has come to take longer.
     pub patience: u32,
     pub tuned: Option<Duration>,
     /// But no run is given up before this,
@@ -91,7 +92,8 @@ pub struct GuardPolicy {
     /// and each after this, so that there is time left for the other engine.
     pub most_wait: Duration,
     /// To make the engine may take this long, and so may the very first run: drivers compile late. Later runs find an
-    /// engine that was tried, and the second is waited for as long as there is time: what is usual is not known yet.
+    /// engine that was tried; the second, and the first of each shape and type of inputs, are waited for as long as there is
+    /// time.
     pub first_wait: Duration,
     /// Wait before the engine is made anew, doubled with each failure in a row up to the most.
     pub first_retry: Duration,
@@ -159,6 +161,9 @@ impl fmt::Display for GuardEvent {
         }
     }
 }
+
+/// How many times as long as when it was measured an engine may come to take.
+const CREEP: u32 = 4;
 
 /// Events that nobody has asked for yet; older ones go.
 const EVENTS_MAX: usize = 64;
@@ -360,10 +365,21 @@ impl Guard {
     fn attempt(&mut self, inputs: &[&Tensor]) -> Option<Vec<Tensor>> {
         let State::Ready(worker) = &mut self.state else { return None };
         let GuardPolicy { patience, tuned, least_wait, most_wait, first_wait, busy, .. } = &self.policy;
-        let wait = match tuned.or(self.usual) {
+        let is_known = |inputs: &[&Tensor]| {
+            self.policy.compare_every == 0
+                || self.compared.iter().any(|form| has_form(form, inputs.iter().copied()))
+        };
+        let usual = match (*tuned, self.usual) {
+            // A GPU whose clocks are down is slow, one that gets slower and slower is not waited for for ever.
+            (Some(tuned), Some(usual)) => Some(usual.clamp(tuned, tuned * CREEP)),
+            (tuned, usual) => tuned.or(usual),
+        };
+        let wait = match usual {
             // One that failed was tried when it was made anew.
             _ if self.runs == 0 && self.failures == 0 => *first_wait,
-            Some(usual) if !busy.is_set() => usual.saturating_mul(*patience).max(*least_wait).min(*most_wait),
+            Some(usual) if !busy.is_set() && self.runs > 1 && is_known(inputs) => {
+                usual.saturating_mul(*patience).max(*least_wait).min(*most_wait)
+            }
             _ => *most_wait.min(first_wait),
         };
         let start = self.clock.now();
@@ -692,7 +708,8 @@ mod tests {
         bench.guard.usual = Some(Duration::from_secs(2));
         bench.script("..h.h");
         (0..3).for_each(|_| bench.frame());
-        let reason = "no result after 300 ms".to_owned();
+        // Five times the four times as long that it may have become.
+        let reason = "no result after 1200 ms".to_owned();
         assert_eq!(bench.guard.take_events(), [GuardEvent::Failed { failure: Failure::Late, reason }]);
     }
 

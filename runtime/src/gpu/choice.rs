@@ -178,7 +178,7 @@ impl Choices {
     /// What is known of an adapter by its kind, and by a tuning that is of it.
     pub(crate) fn known(info: &wgpu::AdapterInfo, tuning: Option<&Tuning>) -> Self {
         let tuning = tuning.filter(|tuning| tuning.fits(info));
-        let alone = tuning.is_some_and(|tuning| tuning.alone);
+        let alone = tuning.is_some_and(|tuning| tuning.alone.is_some());
         Self { known: tuning.map(Tuning::known).unwrap_or_default(), alone, ..Self::of(info.device_type) }
     }
 

@@ -265,7 +265,7 @@ impl Device {
         let missing: Vec<Variant> = missing.into_iter().collect();
         #[cfg(test)]
         if self.refuses_sharing && missing.iter().any(|variant| variant.sharers() > 1) {
-            return Err("workgroup memory is refused".into());
+            return Err("kernel: workgroup memory is refused".into());
         }
         let workers = thread::available_parallelism().map_or(1, usize::from).min(missing.len());
         let next = AtomicUsize::new(0);
@@ -364,6 +364,11 @@ impl Device {
     pub(crate) fn fault(&self) -> Option<String> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Whether an error says that a kernel did not compile, as [`Device::compiled`] says it.
+pub(crate) fn is_of_kernel(why: &str) -> bool {
+    why.starts_with("kernel")
 }
 
 /// Errors of what is made inside it.

@@ -35,7 +35,7 @@ pub use andon_shaders::Variant;
 pub use cache::PipelineCache;
 use choice::Choices;
 pub use choice::Task;
-use device::{Checks, Device, chosen};
+use device::{Checks, Device, chosen, is_of_kernel};
 pub(crate) use fault::Fault;
 pub(crate) use float::{FloatGpu, Precision, Share, is_float};
 pub use golden::{Expected, GoldenReport, WrongCase};
@@ -133,13 +133,13 @@ impl Gpu {
             let choices = Choices::known(&device.info, tuning);
             let gpu = match (Self::assembled(cpu, program, device), choices.to_alone()) {
                 (Ok(gpu), _) => gpu,
-                (Err(why), None) => return Err(why),
                 // What threads share is what drivers refuse first.
-                (Err(why), Some(alone)) => {
+                (Err(why), Some(alone)) if is_of_kernel(&why) => {
                     let device = Device::new(&chosen(asked)?, checks)?.keeping(pipelines)?;
                     let cpu = plan(graph, shapes, outputs, isa, threads)?.with_pictures(pictures);
                     Self::of(cpu, device, alone).map_err(|_| why)?
                 }
+                (Err(why), _) => return Err(why),
             };
             Ok(Self { fault, ..gpu })
         })

@@ -72,8 +72,13 @@ fn better(touched: &[Touched], needs: &[Vec<usize>], on_gpu: &[bool], cost: &[u6
         tried.insert(steps.clone());
         let mut without = now.clone();
         steps.iter().for_each(|at| without[*at] = false);
+        // A buffer that both sides write into goes up and down all the same.
+        let buffer = |at: usize| touched[at].writes.map(|place| place.buffer.0);
+        let by_gpu: HashSet<usize> =
+            (0..touched.len()).filter(|at| without[*at]).filter_map(buffer).collect();
+        let is_mixed = steps.iter().filter_map(|at| buffer(*at)).any(|buffer| by_gpu.contains(&buffer));
         let others = on_phases(touched, needs, &without);
-        if others.len() < current.len() {
+        if others.len() < current.len() && !is_mixed {
             (now, current) = (without, others);
         }
     }
@@ -97,6 +102,10 @@ fn cost(cpu: &Cpu, touched: &[Touched], at: usize) -> u64 {
         Some(Description::Convolution(what)) => macs(what.filters.weights.len(), what.output.pixels()),
         Some(Description::Interleaved { parts, .. }) => {
             parts.iter().map(|(_, what)| macs(what.filters.weights.len(), what.output.pixels())).sum()
+        }
+        Some(Description::Product { m, k, .. }) => {
+            let columns = touched[at].writes.map_or(0, |place| place.shape.bytes() / m.max(1));
+            (m as u64).saturating_mul(k as u64).saturating_mul(columns as u64)
         }
         _ => 0,
     };

@@ -109,7 +109,11 @@ impl Program {
         let mut on_gpu = vec![false; order.len()];
         order.iter().zip(&program.on_gpu).for_each(|(at, is)| on_gpu[*at] = *is);
         match better_left(cpu, &on_gpu) {
-            Some(left) => Self::without(cpu, choices, &left),
+            Some(left) => {
+                // Weights lie in it.
+                drop(program);
+                Self::without(cpu, choices, &left)
+            }
             None => Ok((program, order)),
         }
     }

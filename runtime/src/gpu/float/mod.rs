@@ -30,7 +30,7 @@ use terms::{Job, Spot};
 use super::{
     CHECKS, Extras,
     choice::Choices,
-    device::{Checks, Device, Scope, chosen},
+    device::{Checks, Device, Scope, chosen, is_of_kernel},
     fault::Fault,
     program::{Dispatch, Phase, Program},
     run::{Memory, Moment},
@@ -260,7 +260,7 @@ impl FloatGpu {
             let device = Device::new(&adapter, checks)?.keeping(pipelines)?;
             fault.map_or(Ok(()), |fault| fault.memory(&device))?;
             let made = match (Self::of(first, device, threads), choices.to_alone()) {
-                (Err(why), Some(alone)) => {
+                (Err(why), Some(alone)) if is_of_kernel(&why) => {
                     let device = Device::new(&adapter, checks)?.keeping(pipelines)?;
                     Self::of(network(&alone)?, device, threads).map_err(|_| why)
                 }

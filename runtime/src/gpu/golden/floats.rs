@@ -31,7 +31,6 @@ pub(super) fn check(
     let half = tuning.is_some_and(|tuning| tuning.half_precision);
     let precision = if half { Precision::Half } else { Precision::Single };
     let choices = Choices::known(&adapter.get_info(), tuning);
-    let network = Network::new(model.graph(), &shapes, &wanted, &choices, precision)?;
     let mut cpu = trusted(model, &resolved, &shapes, &wanted, 1)?;
     let noise = resolved.iter().zip(model.inputs());
     let noise = noise.map(|((_, dims), port)| Tensor::noise(dims, port.data_type));
@@ -44,21 +43,43 @@ pub(super) fn check(
     let turned = turned.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     guarded(|| {
         let begin = now();
-        cpu.run(&noise.iter().collect::<Vec<_>>())?;
-        soon_enough(now().saturating_sub(begin))?;
-        let mut gpu = FloatGpu::of(network, Device::new(adapter, Checks::Off)?, 1)?;
-        gpu = gpu.with_fault(fault.filter(|fault| fault.is_everywhere()));
-        let used = variants(gpu.executed().1, &|_| true);
-        let mut report = GoldenReport { variants: used.clone(), ..GoldenReport::default() };
-        for (name, inputs) in [("the network", noise), ("the network, other inputs", turned)] {
-            let inputs: Vec<&Tensor> = inputs.iter().collect();
-            let (expected, given) = (cpu.run(&inputs)?, gpu.run(&inputs)?);
-            report.runs += 1;
-            report.rounded += usize::from(given != expected);
-            if let Err(reason) = agree(&expected, &given, precision.near()) {
-                report.wrong.push(WrongCase { case: name.into(), variants: used.clone(), reason });
+        let noise: Vec<&Tensor> = noise.iter().collect();
+        let turned: Vec<&Tensor> = turned.iter().collect();
+        let expected = [cpu.run(&noise)?, cpu.run(&turned)?];
+        soon_enough(now().saturating_sub(begin) / 2)?;
+        let named = [("the network", &noise), ("the network, other inputs", &turned)];
+        let compare = |choices: &Choices| {
+            let network = Network::new(model.graph(), &shapes, &wanted, choices, precision)?;
+            let gpu = FloatGpu::of(network, Device::new(adapter, Checks::Off)?, 1)?;
+            let mut gpu = gpu.with_fault(fault.filter(|fault| fault.is_everywhere()));
+            let used = variants(gpu.executed().1, &|_| true);
+            let mut report = GoldenReport { variants: used.clone(), ..GoldenReport::default() };
+            for ((name, inputs), expected) in named.iter().zip(&expected) {
+                let given = gpu.run(inputs)?;
+                report.runs += 1;
+                report.rounded += usize::from(given != *expected);
+                if let Err(reason) = agree(expected, &given, precision.near()) {
+                    report.wrong.push(WrongCase { case: (*name).into(), variants: used.clone(), reason });
+                }
             }
+            Ok::<_, String>(report)
+        };
+        let first = compare(&choices);
+        let why = match &first {
+            Ok(report) => report.wrong.first().map(|wrong| wrong.reason.clone()),
+            Err(why) => Some(why.clone()),
+        };
+        let Some(why) = why else { return first };
+        // Once more, since it may be refused for long; and without what threads share, which drivers get wrong first.
+        let is_right =
+            |report: &Result<GoldenReport, String>| report.as_ref().is_ok_and(|r| r.wrong.is_empty());
+        let again = compare(&choices);
+        if is_right(&again) {
+            return again;
         }
-        Ok(report)
+        match choices.to_alone().map(|alone| compare(&alone)).filter(is_right) {
+            Some(report) => Ok(GoldenReport { alone: Some(why), ..report? }),
+            None => first,
+        }
     })
 }

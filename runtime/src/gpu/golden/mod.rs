@@ -22,6 +22,7 @@ use super::{
     ends::Given,
     is_float, plan,
     program::{Dispatch, Program},
+    tune::{fits_memory, soon_enough},
 };
 use crate::{
     Model,
@@ -53,6 +54,9 @@ pub struct GoldenReport {
     pub variants: Vec<Variant>,
     /// Those that should have been and were not, for want of time or of a case.
     pub left: Vec<Variant>,
+    /// Why no kernel is to be used whose threads share memory, if that is so.
+    #[serde(default)]
+    pub alone: Option<String>,
 }
 
 /// A case that the GPU computes wrong or not at all.
@@ -316,6 +320,14 @@ pub(super) fn check(
 /// Times of the random cases that have one for each variant; most are found among the first.
 const TIMES: usize = 4;
 
+/// Why outputs are not what they should be.
+fn why_not(expected: &[Tensor], outputs: &Result<Vec<Tensor>, String>) -> Option<String> {
+    match outputs {
+        Ok(outputs) => agree(expected, outputs, NEAR).err(),
+        Err(why) => Some(why.clone()),
+    }
+}
+
 /// A network on an adapter, and two cases for each variant of a kernel that it uses there, but for those that are `known`
 /// to be right, as long as there is time. The network itself is compared in any case; one of floats is all that its kernels
 /// are compared by.
@@ -336,16 +348,24 @@ pub(super) fn check_network(
     }
     let mut checker = Checker::new(adapter, fault);
     let mut choices = Choices::known(&adapter.get_info(), tuning);
+    let resolved = model.resolve_inputs(input_shapes).map_err(|e| e.to_string())?;
+    fits_memory(model, &model.shapes(&resolved).map_err(|e| e.to_string())?)?;
     let case = Case::new("the network".into(), model.clone(), input_shapes, model.wanted())?;
-    // One that does not run at all, since it is too large perhaps, says nothing of the driver.
-    let outputs = match (checker.run(&case, choices.clone()), choices.to_alone()) {
-        (Err(why), Some(alone)) => {
-            choices = alone;
-            checker.run(&case, choices.clone()).map_err(|_| why)?
+    let begin = now();
+    let expected = case.expected()?;
+    soon_enough(now().saturating_sub(begin))?;
+    let shares = case.used(&case.program(choices.clone())?).iter().any(|variant| variant.sharers() > 1);
+    let mut outputs = checker.run(&case, choices.clone());
+    // What threads share is what drivers refuse, or get wrong, first.
+    if let (Some(why), Some(alone), true) = (why_not(&expected, &outputs), choices.to_alone(), shares) {
+        let again = checker.run(&case, alone.clone());
+        if why_not(&expected, &again).is_none() {
+            (choices, outputs, checker.report.alone) = (alone, again, Some(why));
         }
-        (outputs, _) => outputs?,
-    };
+    }
     let alone = choices.alone;
+    // One that does not run at all, since it is too large perhaps, says nothing of the driver.
+    let outputs = outputs?;
     let used = checker.note(&case, choices.clone(), Ok(outputs))?;
     // Its inputs may come in another form.
     let others = variants(&case.program(choices)?, &|dispatch| dispatch.given.is_some());

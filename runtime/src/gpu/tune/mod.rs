@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     choice::{Choices, Task},
+    device::is_of_kernel,
     float::{self, Precision, is_float},
 };
 use crate::{
@@ -26,6 +27,9 @@ use crate::{
     shape::Shapes,
     tensor::Tensor,
 };
+
+/// How an error begins that says that a network came out otherwise than on the CPU.
+const WRONG: &str = "the GPU computes wrong";
 
 /// Of the form of [`Tuning`]: another one is not read.
 const FORMAT: u32 = 1;
@@ -50,9 +54,9 @@ pub struct Tuning {
     /// A float network lay in the GPU's memory as f16.
     #[serde(default)]
     pub half_precision: bool,
-    /// Kernels whose threads share memory did not compile or computed wrong: none of them is used.
+    /// Why no kernel is used whose threads share memory, if that is so: they did not compile, or computed wrong.
     #[serde(default)]
-    pub alone: bool,
+    pub alone: Option<String>,
     /// Why kernels were not tuned, if they were not.
     pub untuned: Option<String>,
     /// Rounds of kernels that were left out, since their network gave something else than the CPU's.
@@ -98,6 +102,25 @@ impl AdapterKey {
 }
 
 impl Tuning {
+    /// Nothing measured, only that threads must not share memory, for that reason.
+    pub fn without_sharing(adapter: &AdapterKey, model: &str, threads: usize, why: &str) -> Self {
+        Self {
+            format: FORMAT,
+            adapter: adapter.clone(),
+            model: model.into(),
+            engine: "gpu".into(),
+            cpu_ms: 0.0,
+            gpu_ms: 0.0,
+            threads,
+            picture: None,
+            half_precision: false,
+            alone: Some(why.into()),
+            untuned: None,
+            wrong: 0,
+            kernels: vec![],
+        }
+    }
+
     /// Whether it says something about this network on this adapter.
     pub fn is_of(&self, adapter: &AdapterKey, model: &str) -> bool {
         self.format == FORMAT && self.adapter == *adapter && self.model == model
@@ -259,17 +282,18 @@ impl Race<'_> {
         let begin = self.clock.now();
         let expected = trusted.run(&inputs)?;
         soon_enough(self.clock.now().saturating_sub(begin))?;
-        let mut with = |choices: Option<Choices>| {
-            let parts = maker.anew().map_err(|why| (why, None))?;
-            let choices = choices.unwrap_or_else(|| Choices::of(maker.device(&parts).info.device_type));
-            self.with(maker, parts, choices.clone(), (&inputs, &expected), &mut *trusted)
-                .map_err(|why| (why, choices.to_alone()))
+        let mut with = |alone: bool| {
+            let parts = maker.anew()?;
+            let choices = Choices { alone, ..Choices::of(maker.device(&parts).info.device_type) };
+            self.with(maker, parts, choices, (&inputs, &expected), &mut *trusted)
         };
-        match with(None) {
-            Ok(tuning) => Ok(tuning),
-            Err((why, None)) => Err(why),
+        match with(false) {
             // What threads share is what drivers refuse, or get wrong, first.
-            Err((why, alone)) => with(alone).map_err(|_: (String, Option<Choices>)| why),
+            Err(why) if is_of_kernel(&why) || why.starts_with(WRONG) => {
+                let tuning = with(true).map_err(|_| why.clone())?;
+                Ok(Tuning { alone: Some(why), ..tuning })
+            }
+            tuned => tuned,
         }
     }
 
@@ -291,12 +315,11 @@ impl Race<'_> {
             Err(why) => (vec![], 0, Some(why)),
         };
         choices.known = kernels.iter().map(|tuned| (tuned.task, tuned.variant)).collect();
-        let alone = choices.alone;
         let mut gpu = maker.make(parts, choices)?;
         let frame = subject.frame(sides, trusted.takes_pictures() && gpu.takes_pictures())?;
         let frame: Vec<&Tensor> = frame.iter().collect();
         let same = agree(&trusted.run(&frame)?, &gpu.run(&frame)?, maker.near());
-        same.map_err(|why| format!("the GPU computes wrong: {why}"))?;
+        same.map_err(|why| format!("{WRONG}: {why}"))?;
         let (gpu_ms, cpu_ms) = compare(&frame, [&mut gpu, trusted], clock)?;
         Ok(Tuning {
             format: FORMAT,
@@ -308,7 +331,7 @@ impl Race<'_> {
             threads: subject.threads,
             picture: sides,
             half_precision: false,
-            alone,
+            alone: None,
             untuned,
             wrong,
             kernels,
@@ -552,10 +575,10 @@ mod tests {
         let bytes = || Bytes { subject: &subject, adapter: None };
         let tuning = race.of(&Refusing(bytes())).unwrap();
         assert!(
-            tuning.alone && tuning.kernels.iter().all(|tuned| tuned.variant.sharers() == 1),
+            tuning.alone.is_some() && tuning.kernels.iter().all(|tuned| tuned.variant.sharers() == 1),
             "{tuning:?}"
         );
-        assert!(!race.of(&bytes()).unwrap().alone);
+        assert_eq!(race.of(&bytes()).unwrap().alone, None);
         // A session takes it up.
         let device = Device::new(&chosen(None).unwrap(), Checks::Off).unwrap();
         let choices = Choices { threads: 1 << 15, ..Choices::known(&device.info, Some(&tuning)) };
