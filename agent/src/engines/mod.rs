@@ -7,17 +7,11 @@
 //! - no driver is waited for without a bound, and one that ends the process three times in a row is blocked;
 //! - whatever a driver does, the release runs: at worst on the CPU, and the reason is told.
 
+mod bounded;
 pub mod decide;
 pub mod notes;
 
-use std::{
-    sync::{
-        Arc,
-        mpsc::{RecvTimeoutError, sync_channel},
-    },
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use andon_protocol::{Digest, tuf::UtcTime};
 use andon_runtime::{
@@ -25,9 +19,12 @@ use andon_runtime::{
     Tuning, Workload, chosen_gpu_but, has_gpu_steps, is_float_network, tune,
 };
 
-use crate::{clock::Clock, incidents::Incidents};
+pub(crate) use bounded::in_time;
+pub use bounded::short;
 use decide::{Blocked, Decision, Gpu, Kept, Known, decide};
 use notes::{Checked, Notes, Trying};
+
+use crate::{clock::Clock, incidents::Incidents};
 
 /// To say which GPUs there are.
 const ADAPTERS_WAIT: Duration = Duration::from_secs(20);
@@ -42,8 +39,6 @@ const TRIES_MAX: u32 = 3;
 /// Of a run, the caller's included.
 const THREADS: usize = 1;
 const AGENT: &str = env!("CARGO_PKG_VERSION");
-/// Of a reason: drivers write novels.
-const REASON_CHARS_MAX: usize = 250;
 
 pub struct Engines {
     asked: EngineChoice,
@@ -161,12 +156,12 @@ impl Engines {
         if let (Decision::Measure, Ok(gpu)) = (&decision, &gpu) {
             decision = match self.measure(gpu, network) {
                 Ok(kept) => decided(Some(tuning.insert(kept))),
-                Err(why) => {
+                Err((why, came_back)) => {
                     let why = format!("{} could not be measured: {why}", decide::name(&gpu.key));
                     self.incidents.tell(short(&why));
                     // Since it computes wrong, perhaps; then it is not measured a second time.
-                    let checked = self.check(gpu, network, None);
-                    if checked.is_ok() {
+                    let checked = self.check(gpu, network, None, true);
+                    if came_back && checked.is_ok() {
                         self.tried();
                     }
                     let blocked = checked.err();
@@ -183,18 +178,20 @@ impl Engines {
         let mut tuned = tuned.map(|ms| Duration::from_secs_f64(ms / 1e3));
         let mut tuning = tuning.map(|kept| kept.tuning);
         let (engine, why) = match &gpu {
-            Ok(gpu) if engine == EngineChoice::Gpu => match self.check(gpu, network, tuning.as_ref()) {
-                Ok(None) => (engine, why),
-                Ok(Some(alone)) => {
-                    if tuning.as_ref().is_none_or(|tuning| tuning.alone.is_none()) {
-                        // Other kernels than were measured, if any were.
-                        tuning = Some(Tuning::without_sharing(&gpu.key, &model_name, THREADS, &alone));
-                        tuned = None;
+            Ok(gpu) if engine == EngineChoice::Gpu => {
+                match self.check(gpu, network, tuning.as_ref(), false) {
+                    Ok(None) => (engine, why),
+                    Ok(Some(alone)) => {
+                        if tuning.as_ref().is_none_or(|tuning| tuning.alone.is_none()) {
+                            // Other kernels than were measured, if any were.
+                            tuning = Some(Tuning::without_sharing(&gpu.key, &model_name, THREADS, &alone));
+                            tuned = None;
+                        }
+                        (engine, why)
                     }
-                    (engine, why)
+                    Err(why) => (EngineChoice::Auto, why),
                 }
-                Err(why) => (EngineChoice::Auto, why),
-            },
+            }
             _ => (engine, why),
         };
         let gpu = gpu.ok().filter(|_| engine == EngineChoice::Gpu);
@@ -282,7 +279,8 @@ impl Engines {
         self.notes.blocked()
     }
 
-    fn measure(&self, gpu: &Gpu, network: &Network) -> Result<Kept, String> {
+    /// An error says whether the driver has come back with it.
+    fn measure(&self, gpu: &Gpu, network: &Network) -> Result<Kept, (String, bool)> {
         let name = network.name();
         tracing::info!(gpu = decide::name(&gpu.key), model = name, "the GPU is measured");
         self.try_out(&gpu.key, None);
@@ -305,7 +303,7 @@ impl Engines {
         match tuned {
             // A driver that comes back with an error is no danger; a network that is too large gives one, too. The
             // comparison that comes next says whether it is one.
-            Ok(Err(why)) => Err(why),
+            Ok(Err(why)) => Err((why, true)),
             Ok(Ok(tuning)) => {
                 let at = UtcTime::from_unix_ms(self.clock.now_ms());
                 let kept = Kept { agent: AGENT.into(), at, tuning };
@@ -317,15 +315,21 @@ impl Engines {
             }
             Err(why) => {
                 self.failed(&gpu.key, &why);
-                Err(why)
+                Err((why, false))
             }
         }
     }
 
     /// Compares what the GPU computes with what the CPU does, once for a network, a driver and an agent; gives why no kernel
     /// is to be used whose threads share memory, if that is so. `Err`: why the GPU is not to be used, which is told; where it
-    /// computes wrong its driver is blocked.
-    fn check(&self, gpu: &Gpu, network: &Network, tuning: Option<&Tuning>) -> Result<Option<String>, String> {
+    /// computes wrong its driver is blocked. `is_counted`: this is a part of a try that was counted.
+    fn check(
+        &self,
+        gpu: &Gpu,
+        network: &Network,
+        tuning: Option<&Tuning>,
+        is_counted: bool,
+    ) -> Result<Option<String>, String> {
         let told = |why: String| {
             self.incidents.tell(short(&why));
             why
@@ -337,12 +341,16 @@ impl Engines {
         let chosen =
             || tuning.into_iter().flat_map(|tuning| tuning.kernels.iter().map(|tuned| tuned.variant));
         let covers = |report: &GoldenReport| {
-            report.left.is_empty() && chosen().all(|variant| report.variants.contains(&variant))
+            // Those that are not used for what was found have nothing to be compared for.
+            let mut used = chosen().filter(|variant| report.alone.is_none() || variant.sharers() == 1);
+            report.left.is_empty() && used.all(|variant| report.variants.contains(&variant))
         };
         if let Some(known) = earlier.iter().find(|known| known.model == model_name && covers(&known.report)) {
             return Ok(known.report.alone.clone());
         }
-        self.try_out(&gpu.key, None);
+        if !is_counted {
+            self.try_out(&gpu.key, None);
+        }
         let shown = |checked: Checked| {
             let GoldenReport { variants, left, .. } = checked.report;
             variants.into_iter().filter(move |variant| !left.contains(variant))
@@ -461,34 +469,6 @@ impl Working {
 impl Drop for Working {
     fn drop(&mut self) {
         self.0.set(false);
-    }
-}
-
-/// One line of bounded length.
-pub fn short(reason: &str) -> String {
-    let words: Vec<&str> = reason.split_whitespace().collect();
-    words.join(" ").chars().take(REASON_CHARS_MAX).collect()
-}
-
-/// Runs `work` in a thread of its own. One that panics or does not come to an end is an error; the latter is left
-/// behind, since a thread cannot be ended from outside.
-pub(crate) fn in_time<T: Send + 'static>(
-    name: &str,
-    limit: Duration,
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let (done, result) = sync_channel(1);
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(move || {
-            // An error says that nobody waits any more.
-            let _ = done.send(work());
-        })
-        .map_err(|e| format!("no thread to do it with: {e}"))?;
-    match result.recv_timeout(limit) {
-        Ok(result) => result,
-        Err(RecvTimeoutError::Timeout) => Err(format!("it did not end within {} s", limit.as_secs())),
-        Err(RecvTimeoutError::Disconnected) => Err("the engine panicked".into()),
     }
 }
 
@@ -726,21 +706,5 @@ mod tests {
         rest.iter().for_each(block);
         let why = choose(dir.path(), EngineChoice::Auto, true).why;
         assert!(why.contains(&format!("the driver of {} is blocked", decide::name(&first.key()))), "{why}");
-    }
-
-    #[test]
-    fn reasons_are_short() {
-        assert_eq!(short("a\n  b\tc"), "a b c");
-        assert_eq!(short(&"x ".repeat(1000)).len(), REASON_CHARS_MAX);
-    }
-
-    #[test]
-    fn what_hangs_is_not_waited_for() {
-        let hang = || -> Result<(), String> {
-            thread::sleep(Duration::from_secs(3600));
-            Ok(())
-        };
-        let error = in_time("hang", Duration::from_millis(20), hang).unwrap_err();
-        assert!(error.starts_with("it did not end within"), "{error}");
     }
 }

@@ -287,14 +287,16 @@ impl Race<'_> {
             let choices = Choices { alone, ..Choices::of(maker.device(&parts).info.device_type) };
             self.with(maker, parts, choices, (&inputs, &expected), &mut *trusted)
         };
-        match with(false) {
-            // What threads share is what drivers refuse, or get wrong, first.
-            Err(why) if is_of_kernel(&why) || why.starts_with(WRONG) => {
-                let tuning = with(true).map_err(|_| why.clone())?;
-                Ok(Tuning { alone: Some(why), ..tuning })
-            }
+        let tuned = match with(false) {
+            // What says nothing of kernels may be over by now.
+            Err(why) if !is_of_kernel(&why) && !why.starts_with(WRONG) => with(false),
             tuned => tuned,
-        }
+        };
+        // What threads share is what drivers refuse, or get wrong, first.
+        tuned.or_else(|why| {
+            let tuning = with(true).map_err(|_| why.clone())?;
+            Ok(Tuning { alone: Some(why), ..tuning })
+        })
     }
 
     fn with<M: Maker>(
