@@ -131,7 +131,7 @@ pub(in crate::gpu) fn cancelling_case() -> Result<Model, String> {
         let weight = 126 - ((7 * k + 3 * row) % 4) as i8;
         match channel < CHANNELS {
             true => -weight,
-            false if k % 64 == row => weight + (k / 64 % 2) as i8 * 2 - 1,
+            false if k % 64 == row => weight - 1 + (k / 64 % 2) as i8 * 2,
             false => weight,
         }
     };
