@@ -38,7 +38,8 @@ impl std::str::FromStr for EngineChoice {
 
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
-            "auto" => Ok(Self::Auto),
+            // A variable that is set to nothing asks for nothing.
+            "" | "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "gpu" => Ok(Self::Gpu),
             "tract" => Ok(Self::Tract),
@@ -449,6 +450,16 @@ mod tests {
         assert_eq!(actual.len(), expected.len());
         let far = actual.iter().zip(expected).find(|(a, e)| (*a - *e).abs() > 1e-5);
         assert_eq!(far, None, "{actual:?} against {expected:?}");
+    }
+
+    #[test]
+    fn engines_have_names() {
+        for (name, engine) in
+            [("", EngineChoice::Auto), ("gpu", EngineChoice::Gpu), ("tract", EngineChoice::Tract)]
+        {
+            assert_eq!(name.parse(), Ok(engine));
+        }
+        assert!("gpus".parse::<EngineChoice>().unwrap_err().contains("known are auto, cpu, gpu and tract"));
     }
 
     #[test]
