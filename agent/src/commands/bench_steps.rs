@@ -83,7 +83,8 @@ pub(super) fn show(
     ))
 }
 
-/// The parts of a run by this machine's clock, then each dispatch by the GPU's own, beside its peak of 8-bit dot products, or of f32;
+/// The parts of a run by this machine's clock, then each dispatch by the GPU's own, beside its peak of 8-bit dot
+/// products, or of f32 where the network is of floats;
 /// the fastest of all runs.
 fn on_gpu(model: &Model, session: &mut Session, inputs: &[(&str, Tensor)], runs: u32) -> Result<()> {
     let explanation = model.explain_for(EngineChoice::Gpu);
@@ -132,7 +133,7 @@ fn on_gpu(model: &Model, session: &mut Session, inputs: &[(&str, Tensor)], runs:
         }
         // Behind the last of several dispatches of a step stands what they come to together.
         let is_same = |other: &&StepTime| is_dispatch(other) && other.step == one.step;
-        let is_last = best[at + 1..].iter().find(is_same).is_none();
+        let is_last = !best[at + 1..].iter().any(|other| is_same(&other));
         let of_step: Vec<f64> = best.iter().filter(is_same).map(|other| other.time.as_secs_f64()).collect();
         let macs = macs.filter(|_| is_last).unwrap_or(0) as f64;
         let (seconds, empty) = (of_step.iter().sum::<f64>(), empty * of_step.len() as f64);

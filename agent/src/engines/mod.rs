@@ -120,10 +120,8 @@ impl Engines {
     pub fn choose(&self, network: &Network) -> Choice {
         let looks = matches!(self.asked, EngineChoice::Auto | EngineChoice::Gpu);
         let is_float = is_float_network(&network.model);
-        let has_steps = |at_once: bool| {
-            if at_once { has_gpu_steps(&network.model, &network.input_shapes) } else { Ok(()) }
-        };
-        let mut computes = has_steps(looks && !is_float);
+        let has_steps = || has_gpu_steps(&network.model, &network.input_shapes);
+        let mut computes = if looks && !is_float { has_steps() } else { Ok(()) };
         let model_name = network.name();
         let (gpu, blocked, mut tuning) = match &computes {
             Ok(()) if looks => {
@@ -138,7 +136,10 @@ impl Engines {
         if let Ok(gpu) = &gpu {
             let refused = self.refused(gpu, &model_name).map_or(Ok(()), Err);
             let is_used = self.asked == EngineChoice::Gpu || !gpu.is_software;
-            computes = computes.and(refused).and_then(|()| has_steps(is_float && is_used));
+            computes = computes.and(refused);
+            if is_float && is_used && computes.is_ok() {
+                computes = has_steps();
+            }
         }
         let known = Known {
             asked: self.asked,

@@ -700,7 +700,7 @@ mod tests {
         assert_eq!(bench.guard.take_events(), [GuardEvent::Failed { failure: Failure::Late, reason }]);
     }
 
-    /// What it took when it was measured, not what it has come to take since.
+    /// Whatever it has come to take since, but for a few times as long.
     #[test]
     fn an_engine_is_waited_for_as_it_was_measured() {
         let tuned = Some(Duration::from_millis(60));

@@ -16,26 +16,42 @@ use crate::{
     tensor::Tensor,
 };
 
+/// Parts of a run that follow each other.
+struct Parts<'a> {
+    clock: &'a Clock,
+    last: Duration,
+    times: Vec<StepTime>,
+}
+
+impl<'a> Parts<'a> {
+    fn begin(clock: &'a Clock) -> Self {
+        Self { clock, last: clock.now(), times: vec![] }
+    }
+
+    fn end(&mut self, step: Option<usize>, kernel: String) {
+        let now = self.clock.now();
+        let time = now.saturating_sub(self.last);
+        self.times.push(StepTime { step, kernel, clock: TimedBy::Host, time });
+        self.last = now;
+    }
+}
+
 impl Gpu {
     /// The parts of one run, one after the other.
     pub(super) fn parts(&mut self, inputs: &[&Tensor], clock: &Clock) -> Result<Vec<StepTime>, String> {
         let Self { device, program, memory, cpu, .. } = self;
-        let (mut times, mut last) = (vec![], clock.now());
-        let mut part = |step: Option<usize>, kernel: String| {
-            let now = clock.now();
-            times.push(StepTime { step, kernel, clock: TimedBy::Host, time: now.saturating_sub(last) });
-            last = now;
-        };
+        let mut parts = Parts::begin(clock);
         for (number, phase) in program.phases.iter().enumerate() {
             for step in &phase.steps {
                 cpu.run_step(*step, inputs)?;
-                part(Some(*step), "on the CPU".into());
+                parts.end(Some(*step), "on the CPU".into());
             }
-            memory.run(device, number, phase, cpu, inputs, &mut |moment| part(None, moment.to_string()))?;
+            memory
+                .run(device, number, phase, cpu, inputs, &mut |moment| parts.end(None, moment.to_string()))?;
         }
         let outputs = cpu.outputs(inputs)?;
-        part(None, format!("{} outputs taken", outputs.len()));
-        Ok(times)
+        parts.end(None, format!("{} outputs taken", outputs.len()));
+        Ok(parts.times)
     }
 
     /// What each dispatch takes, in one run. A pass a dispatch costs more than one for all, so that the sum is above what a
@@ -63,15 +79,10 @@ impl Gpu {
 impl FloatGpu {
     /// As of a network of int8.
     pub(super) fn parts(&mut self, inputs: &[&Tensor], clock: &Clock) -> Result<Vec<StepTime>, String> {
-        let (mut times, mut last) = (vec![], clock.now());
-        let mut part = |kernel: String| {
-            let now = clock.now();
-            times.push(StepTime { step: None, kernel, clock: TimedBy::Host, time: now.saturating_sub(last) });
-            last = now;
-        };
-        let outputs = self.run_parts(inputs, &mut |moment| part(moment.to_string()))?;
-        part(format!("{} outputs taken", outputs.len()));
-        Ok(times)
+        let mut parts = Parts::begin(clock);
+        let outputs = self.run_parts(inputs, &mut |moment| parts.end(None, moment.to_string()))?;
+        parts.end(None, format!("{} outputs taken", outputs.len()));
+        Ok(parts.times)
     }
 
     /// What each dispatch takes, over whatever lies in the GPU's memory: a run's values, if there was one.

@@ -236,30 +236,30 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// Takes note of what a case came to; what was used for it.
+    /// Takes note of what a case came to, of which those were used.
     fn note(
         &mut self,
         case: &Case,
-        choices: Choices,
+        used: &[Variant],
+        expected: &[Tensor],
         outputs: Result<Vec<Tensor>, String>,
-    ) -> Result<Vec<Variant>, String> {
-        let used = case.used(&case.program(choices)?);
-        let expected = case.expected()?;
+    ) {
         self.report.runs += 1;
         used.iter().for_each(|variant| *self.seen.entry(*variant).or_default() += 1);
-        match outputs.and_then(|outputs| agree(&expected, &outputs, NEAR).map(|()| outputs)) {
+        match outputs.and_then(|outputs| agree(expected, &outputs, NEAR).map(|()| outputs)) {
             Ok(outputs) => self.report.rounded += usize::from(outputs != expected),
             Err(reason) => {
-                let wrong = WrongCase { case: case.name.clone(), variants: used.clone(), reason };
+                let wrong = WrongCase { case: case.name.clone(), variants: used.to_vec(), reason };
                 self.report.wrong.push(wrong);
             }
         }
-        Ok(used)
     }
 
     fn compare(&mut self, case: &Case, choices: Choices) -> Result<Vec<Variant>, String> {
-        let outputs = self.run(case, choices.clone());
-        self.note(case, choices, outputs)
+        let used = case.used(&case.program(choices.clone())?);
+        let outputs = self.run(case, choices);
+        self.note(case, &used, &case.expected()?, outputs);
+        Ok(used)
     }
 
     fn report(mut self, left: Vec<Variant>) -> GoldenReport {
@@ -354,7 +354,8 @@ pub(super) fn check_network(
     let begin = now();
     let expected = case.expected()?;
     soon_enough(now().saturating_sub(begin))?;
-    let shares = case.used(&case.program(choices.clone())?).iter().any(|variant| variant.sharers() > 1);
+    let mut program = case.program(choices.clone())?;
+    let shares = case.used(&program).iter().any(|variant| variant.sharers() > 1);
     let mut outputs = checker.run(&case, choices.clone());
     // What threads share is what drivers refuse, or get wrong, first.
     // Once more with it, since that is remembered.
@@ -367,15 +368,17 @@ pub(super) fn check_network(
     if let (Some(why), Some(alone), true) = (why_not(&expected, &outputs), choices.to_alone(), shares) {
         let again = checker.run(&case, alone.clone());
         if why_not(&expected, &again).is_none() {
-            (choices, outputs, checker.report.alone) = (alone, again, Some(why));
+            (program, outputs) = (case.program(alone.clone())?, again);
+            (choices, checker.report.alone) = (alone, Some(why));
         }
     }
     let alone = choices.alone;
     // One that does not run at all, since it is too large perhaps, says nothing of the driver.
     let outputs = outputs?;
-    let used = checker.note(&case, choices.clone(), Ok(outputs))?;
+    let used = case.used(&program);
+    checker.note(&case, &used, &expected, Ok(outputs));
     // Its inputs may come in another form.
-    let others = variants(&case.program(choices)?, &|dispatch| dispatch.given.is_some());
+    let others = variants(&program, &|dispatch| dispatch.given.is_some());
     let mut wanted = [used, others].concat();
     wanted.sort();
     wanted.dedup();
